@@ -108,9 +108,19 @@ def linked(texts: dict[str, str]) -> set[str]:
     return found
 
 
+def rooms(text: str) -> Iterator[str]:
+    """Yield the navigation of each room of docs/README.md: the pages that its list names, in their order."""
+    for room in text.split("\n## ")[1:]:
+        pages = re.findall(r"^\d+\. \[([^\]]+)\]\((\S+)\.md\)", room, re.MULTILINE)
+        lines = [f"{title} <{os.path.normpath(f'docs/{page}')}>" for title, page in pages if "operations/" not in page]
+        if lines:
+            caption = room.partition("\n")[0]
+            yield "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *lines, "```", ""])
+
+
 def front(texts: dict[str, str]) -> str:
-    """Return the front page. Pages that its lists do not name, and no other page lists, are added to the last one."""
-    text = (HERE / "index.md").read_text()
+    """Return the front page: its navigation has the rooms, and last the pages that no list names."""
+    text = (HERE / "index.md").read_text().replace("ROOMS", "\n".join(rooms(texts["docs/README.md"])))
     children = tuple(f"{Path(page).parent / pattern}".rstrip("*") for page, pattern in _CHILDREN.items())
     listed = set(re.findall(r"^(?:[^\n<]* <)?([\w./-]+)>?$", text, re.MULTILINE))
     pages = [path.removesuffix(".md") for path, said in sorted(texts.items()) if not said.startswith("---\norphan")]

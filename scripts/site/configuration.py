@@ -25,8 +25,8 @@ _INTRODUCTION: Final = """\
 # Configuration reference
 
 Every key of a configuration file, from the models that check it. `hsmcore config schema` prints the same as a JSON
-Schema. [Configuration](../docs/CONFIGURATION.md) says how a file is found, what its relative paths start at, and how
-secrets are named.
+Schema. [Configuration](../docs/EMBEDDING.md#configuration) says how a file is found, what its relative paths start at,
+and how secrets are named.
 
 "Required" keys have no default. A range includes its ends. The page of each subject says what the keys do together.
 """

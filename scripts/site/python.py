@@ -16,6 +16,7 @@ MODULES: Final = {
     "hsmcore.metrics": "Metrics",
     "hsmcore.serve": "Metrics, health and the console, inside an application",
     "hsmcore.solana": "Transactions",
+    "hsmcore.testing": "Tokens for the tests of an application",
     "hsmcore.tracing": "Spans",
 }
 """The modules that other programs import, with titles of their pages: as in tests/unit/test_public_names.py."""

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import pytest
 from tests.support.paths import ROOT
@@ -128,3 +128,19 @@ def test_the_search_finds_a_key_and_a_phone_shows_it_whole(site, page):
     for name in PAGES:
         made.goto((site / name).as_uri())
         assert made.evaluate("document.documentElement.scrollWidth") <= 390, name
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ("HSM asyncio", "docs/EMBEDDING"),
+        ("YubiHSM Ed25519", "docs/operations/yubihsm"),
+        ("double signing", "docs/POLICY"),
+    ],
+)
+def test_the_search_finds_what_strangers_ask_for(site, page, asked, found):
+    """Among the first eight results."""
+    made = page()
+    made.goto((site / "search.html").as_uri() + f"?q={quote(asked)}")
+    made.wait_for_selector("#search-results.search-results-done, #search-results .search-summary:not(:empty)")
+    made.wait_for_selector(f"#search-results li:nth-child(-n+8) a[href*='{found}']")

@@ -1,5 +1,6 @@
 """What a fleet's store of many positions costs: its backup, the check and the restoration of that backup, and a floor
-that is raised over all rows but the last 1,000. A holder signs blocks and messages throughout.
+that is raised over all rows but the last 1,000. A holder signs blocks and messages throughout, and a connection of its
+own commits one small row at the blocks' pace: what that one waits for, the server or its disk makes everybody wait for.
 
     python -m tests.fleet.measure_store --rows 5000000
 
@@ -39,7 +40,8 @@ ROWS = f"""INSERT INTO hsmcore_measured.bound SELECT '{BLOCKS}', i,
 
 
 class Holder:
-    """A key manager that signs without a pause, and how long it was between two signatures."""
+    """A key manager that signs without a pause, and how long it was between two signatures, and between two commits
+    of a connection that has nothing to do with it."""
 
     def __init__(self, config: dict[str, Any], begin: int) -> None:
         self.manager = hsmcore.create_key_manager(config)
@@ -62,6 +64,16 @@ class Holder:
     async def messages(self) -> None:
         """A message each 5 ms."""
         await self._sign("messages", lambda: b"hsmcore %064d" % next(self._numbers), 0.005)
+
+    async def commits(self, server: Cluster) -> None:
+        """A row of a table that nobody else uses, each 100 ms."""
+        with server.connect() as on:
+            on.execute("CREATE TABLE control (number bigint)")
+            while True:
+                begun = time.perf_counter()
+                await asyncio.to_thread(on.execute, "INSERT INTO control VALUES (1)")
+                self._pauses.setdefault("plain commits", []).append((time.perf_counter() - begun) * 1e3)
+                await asyncio.sleep(EVERY)
 
     async def _sign(self, name: str, payload: Callable[[], bytes], every: float) -> None:
         last = time.perf_counter()
@@ -118,7 +130,7 @@ async def measure(server: Cluster, folder: Path, token: Any, rows: int, *, seale
     await holder.manager.initialize()
     while holder.manager.fleet is None or holder.manager.fleet.state != "holder":  # noqa: ASYNC110
         await asyncio.sleep(0.01)
-    tasks = [asyncio.ensure_future(each) for each in (holder.blocks(), holder.messages())]
+    tasks = [asyncio.ensure_future(each) for each in (holder.blocks(), holder.messages(), holder.commits(server))]
 
     async def timed(name: str, where: str, *words: str) -> None:
         program = (f"{sys.prefix}/bin/hsmcore", *words, "--config", str(paths[where]))

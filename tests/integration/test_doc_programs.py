@@ -28,9 +28,9 @@ pytestmark = pytest.mark.integration
 ELSEWHERE = {
     "clients/python/README.md": "tests/integration/test_pure_client.py",
     "docs/SOLANA.md": "tests/integration/test_solana_docs.py",
-    "docs/VAULT.md": "tests/integration/test_gateway_vault_docs.py",
+    "docs/TUTORIAL.md": "tests/integration/test_tutorial.py",
+    "docs/GATEWAY.md": "tests/integration/test_gateway_vault_docs.py",
     "docs/KEYSET.md": "tests/integration/test_key_set.py makes the same calls; parsed here",
-    "docs/WORKERS.md": "parts of an application: tests/integration/test_workers.py runs one; parsed here",
     "docs/operations/softhsm.md": "a conftest and a test: tests/integration/test_embedding.py runs them; parsed here",
     "docs/FLEET.md": "needs a fleet on PostgreSQL: tests/integration/test_fleet.py makes the same calls; parsed here",
 }
@@ -38,10 +38,8 @@ HERE = {
     "README.md": 1,
     "docs/BATCHING.md": 2,
     "docs/CLIENT.md": 1,
-    "docs/CONSOLE.md": 1,
-    "docs/EMBEDDING.md": 5,
-    "docs/LOGGING.md": 2,
-    "docs/MONITORING.md": 2,
+    "docs/EMBEDDING.md": 7,
+    "docs/MONITORING.md": 5,
     "docs/OPERATIONS.md": 2,
     "docs/POLICY.md": 1,
     "docs/ROTATION.md": 1,
@@ -110,6 +108,14 @@ def test_the_command_that_init_prints_signs(state):
     assert command in again.stdout, "a second init says it again"
 
 
+def test_the_program_on_the_site_s_front_page_runs(state, tmp_path):
+    page = (ROOT / "scripts" / "site" / "index.md").read_text()
+    [program] = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert "$ hsmcore init --state state " in page
+    (tmp_path / "state").symlink_to(state[0])
+    subprocess.run([sys.executable, "-c", program], env=bare(), cwd=tmp_path, check=True)
+
+
 @one_loop
 async def test_embedding(state, monkeypatch, tmp_path):
     monkeypatch.setenv("SOFTHSM2_CONF", os.environ.get("SOFTHSM2_CONF", "/nowhere"))  # set back afterwards
@@ -124,18 +130,18 @@ async def test_embedding(state, monkeypatch, tmp_path):
 @one_loop
 async def test_embedding_goes_on(world):
     async with opened(world.config()) as km:
-        for number in range(2, HERE["docs/EMBEDDING.md"] + 1):
+        for number in range(2, 6):  # then come parts of an application: tests/integration/test_workers.py runs one
             await run(block("docs/EMBEDDING.md", "python", number), km=km, hsmcore=hsmcore)
 
 
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("number", [4, 5])
 def test_logging(number, state):
-    program = block("docs/LOGGING.md", "python", number) + (
+    program = block("docs/MONITORING.md", "python", number) + (
         "from hsmcore.base.log import get_logger\nget_logger().warning('failover', member='softhsm:a')\n"
         "get_logger().info('failback')\n"
     )
     ended = subprocess.run([sys.executable, "-c", program], env=bare(), capture_output=True, text=True, check=True)
-    if number == 1:
+    if number == 4:
         assert re.fullmatch(
             r"\d{4}-\d\d-\d\d [\d:,]+ WARNING hsmcore event='failover' member='softhsm:a'\n", ended.stderr
         )
@@ -177,7 +183,7 @@ async def test_console_and_monitoring(world, monkeypatch):
     import prometheus_client
 
     config = world.config(monitoring={"listen": "127.0.0.1:0"})
-    await run(block("docs/CONSOLE.md", "python"), config=config, hsmcore=hsmcore)
+    await run(block("docs/MONITORING.md", "python", 3), config=config, hsmcore=hsmcore)
     monkeypatch.setattr(prometheus_client, "REGISTRY", prometheus_client.CollectorRegistry())
     async with opened(world.config()) as km:
 

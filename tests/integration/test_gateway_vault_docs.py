@@ -1,4 +1,4 @@
-"""docs/VAULT.md as a program: its configuration, its commands and its Python, against `hsmcore gateway`."""
+"""Vault's face in docs/GATEWAY.md as a program: configuration, commands and Python, against `hsmcore gateway`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.support.authority import Authority
 from tests.support.loops import one_loop
 
 pytestmark = pytest.mark.integration
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "VAULT.md").read_text()
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "GATEWAY.md").read_text().partition("\n## Vault's face\n")[2]
 TOKEN = "0123456789abcdef" * 4
 
 
 def block(language):
-    """The page's one code block of a language."""
+    """The section's one code block of a language."""
     [found] = re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
     return found
 

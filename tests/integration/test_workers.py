@@ -1,4 +1,4 @@
-"""Several processes of one service, each with its own engine: docs/WORKERS.md."""
+"""Several processes of one service, each with its own engine: docs/EMBEDDING.md."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
 from io import StringIO
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -16,13 +17,14 @@ from tests.support.paths import ROOT
 from hsmcore.cli.app import run as cli
 from hsmcore_bench.load import picture
 from hsmcore_bench.load.report import text_of
+from hsmcore_bench.suite import cli as suite_cli
 from hsmcore_bench.suite import sizing
 from hsmcore_bench.suite.cli import PIPE_COLUMNS, _console
 from hsmcore_bench.suite.html import page
 from hsmcore_bench.suite.model import Options
 from hsmcore_bench.suite.report import print_result, verdict_of
 from hsmcore_bench.suite.results import KEPT, SHIPPED, newest, read_json, shipped, to_json
-from hsmcore_bench.suite.runner import _Run
+from hsmcore_bench.suite.runner import Progress, _Run
 
 
 @pytest.fixture
@@ -172,3 +174,20 @@ def test_a_load_is_drawn_over_time(loaded):
     assert "MISSED  failed = 0" in made
     assert all(len(path.split("L")) <= picture.MOST_POINTS for path in re.findall(r' d="(M[^"]+)"', made))
     assert "first second" in picture.page(loaded | {"timeline": []})
+
+
+def test_a_pipe_is_told_how_far_a_run_is(monkeypatch, capsys):
+    """Twice a minute, not for each step."""
+    now = iter([0.0, 1.0, 29.0, 30.0])
+    monkeypatch.setattr(suite_cli, "time", SimpleNamespace(monotonic=lambda: next(now)))
+
+    def run(_options, report):
+        for done in range(4):
+            report(Progress(done, 4, f"step {done}"))
+        return "the result"
+
+    monkeypatch.setattr(suite_cli, "run", run)
+    assert suite_cli._run(Options()) == "the result"
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert re.findall(r"hsmcore: (\d of 4: step \d)", said.err) == ["0 of 4: step 0", "3 of 4: step 3"]

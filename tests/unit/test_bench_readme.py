@@ -46,22 +46,34 @@ def test_the_documents_and_the_results_agree(name):
         return
     command = "run: hsmcore bench table " + " ".join(f"--write {document}" for document in DOCUMENTS)
     assert updated(ROOT / name, result, path.relative_to(ROOT).as_posix()) == text, command
+    assert set(re.findall(r"--results (\S+\.json)", text)) <= {path.relative_to(ROOT).as_posix()}
 
 
 def test_the_readme_has_its_rows_and_the_worst_of_the_missed_targets():
     _, result = newest(ROOT / KEPT)
     made = rows(result, "r.json")
-    titles = {contender.name: contender.title for contender in result.contenders}
-    assert all(f"| {titles[name]}" in made for name in ROWS)
+    assert [line.split("|")[1].strip() for line in made.splitlines()[3:] if line.startswith("| ")] == list(
+        ROWS.values()
+    )
+    lines = {title: line for title in ROWS.values() for line in made.splitlines() if line.startswith(f"| {title} |")}
+    assert re.search(r" \d\.\d\d × raw C \|  \| ", lines[ROWS["stack-256"]])
+    assert re.search(r" \d\.\d\d × without \| \d+\.\d µs \| ", lines[ROWS["stack-64"]])
     said = counted(result.targets)
     assert re.fullmatch(r"Of \d+ targets \d+ are met, \d+ missed, \d+ undecided(, \d+ not measured)?", said)
-    assert f"{said}. [docs/RESULTS.md](docs/RESULTS.md) has each" in made
+    assert f"{said} ([each with its reason](docs/RESULTS.md)); furthest" in made
     missed = sum(verdict.call == "missed" for verdict in result.targets)
-    lines = [line for line in made.splitlines() if line.startswith("- ")]
-    assert len(lines) == min(missed, 3)
-    assert not any(line.startswith("- the same") for line in lines)
+    assert len(worst(made)) == min(missed, 3)
+    assert "the same" not in made
     result.targets = [replace(verdict, met=True) for verdict in result.targets]
-    assert re.search(r"Of \d+ targets \d+ are met, 0 missed(, \d+ not measured)?\.\n\nFrom", rows(result, "r.json"))
+    assert re.search(
+        r"\d+ are met, 0 missed(, \d+ not measured)? \(\[each .*?\]\(.*?\)\)\.\n\nFrom", rows(result, "r.json")
+    )
+
+
+def worst(made):
+    """The targets that the README names."""
+    [said] = re.findall(r"furthest from their bounds: (.*)\.$", made, re.MULTILINE)
+    return said.split("; ")
 
 
 def test_the_worst_is_furthest_from_its_bound_whatever_the_unit():
@@ -83,10 +95,8 @@ def test_the_worst_is_furthest_from_its_bound_whatever_the_unit():
         target("shown", 0.1, None, at_least=True, met=None),
     ]
     made = rows(result, "r.json")
-    assert "Of 7 targets 1 are met, 4 missed, 1 undecided, 1 not measured." in made
-    assert [line.partition(":")[0] for line in made.splitlines() if line.startswith("- ")] == [
-        *("- one of none", "- half; the same, thrice", "- half"),
-    ]
+    assert "Of 7 targets 1 are met, 4 missed, 1 undecided, 1 not measured (" in made
+    assert [name.partition(" (")[0] for name in worst(made)] == ["one of none", "half: thrice", "half"]
 
 
 def test_every_missed_target_stands_in_the_results():

@@ -78,7 +78,7 @@ def test_a_pin_source_is_absolute_in_a_file_and_in_a_dict(file, source):
     for form in (file, document):
         with pytest.raises(ConfigurationError, match="pin-source must be the absolute path of a file"):
             load(form)
-    [row] = [line for line in (ROOT / "docs/CONFIGURATION.md").read_text().splitlines() if "| `pin-source` of" in line]
+    [row] = [line for line in (ROOT / "docs/EMBEDDING.md").read_text().splitlines() if "| `pin-source` of" in line]
     assert "| must be absolute" in row
 
 

@@ -79,7 +79,7 @@ def test_credentials_for_kms_are_hidden_from_children() -> None:
 
 
 def test_what_stands_above_the_members_names_no_provider() -> None:
-    """docs/PROVIDERS.md promises it. A quirk or a known issue may have a provider's name, a key manager not."""
+    """docs/ARCHITECTURE.md promises it. A quirk or a known issue may have a provider's name, a key manager not."""
     types = [name for name in BUILT_IN if name != "pkcs11"]
     settings = [descriptor_of(name).settings.__name__ for name in types]
     word = re.compile(rf'\b({"|".join(settings)})\b|"({"|".join(types)})"')

@@ -30,7 +30,7 @@ NO_CONFIGURATION = {
     "docs/CHAOS.md:json-1": "read by the chaos module",
     "docs/CHAOS.md:json-2": "read by the chaos module",
     "docs/FLEET.md:json-2": "the interchange of a fleet",
-    "docs/LOAD.md:json-1": "faults of `hsmcore load`",
+    "docs/BENCHMARKS.md:json-1": "faults of `hsmcore load`",
     "docs/operations/aws-kms.md:json-2": "a policy of AWS",
     "docs/operations/aws-kms.md:json-3": "a policy of AWS",
     "docs/operations/aws-kms.md:json-4": "a policy of AWS",

@@ -14,7 +14,7 @@ from tests.support.paths import ROOT
 
 from hsmcore.config.schema import document_schema
 
-DOCUMENTS = ["CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/GLOSSARY.md"]
+DOCUMENTS = ["CONTRIBUTING.md", "docs/ARCHITECTURE.md"]
 DOCUMENTS += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs" / "decisions").glob("*.md"))
 CODE = ("core", "bench", "bindings", "native", "clients/python")
 FILE = re.compile(r"[\w./-]+(?:\.(?:py|pyi|pyx|pxi|c|h|def|toml)|/)")

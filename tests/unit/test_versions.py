@@ -75,3 +75,22 @@ def test_a_signer_runs_with_what_hsmcore_and_its_extras_require():
     assert used(pinned("run.txt")).keys() == needed
     made = re.match(r"(?:#.*\n)+", (ROOT / "requirements" / "run.txt").read_text())[0]
     assert set(re.findall(r"--extra (\S+)", made)) == extras
+
+
+def test_the_licences_that_are_not_permissive_are_named():
+    """Of what a signer runs with, where its package says which."""
+    from importlib.metadata import PackageNotFoundError, metadata
+
+    found = set()
+    for name in used(pinned("run.txt")):
+        try:
+            said = metadata(name)
+        except PackageNotFoundError:
+            continue
+        licence = " ".join([said.get("License-Expression") or "", *(said.get_all("Classifier") or [])])
+        if re.search(r"\bL?GPL|MPL|Affero", licence):
+            found.add(name)
+    assert {"orjson"} <= found
+    page = (ROOT / "docs" / "RELEASING.md").read_text()
+    [line] = re.findall(r"The licences of all dependencies are permissive.*?unchanged", page, re.DOTALL)
+    assert [name for name in found if name.partition("-")[0] not in line] == []

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -32,6 +34,8 @@ from hsmcore_bench.suite.runner import Progress, run
 NAME = "hsmcore-bench"
 QUICK = (3, 0.2, 0, 1, 0.0)  # rounds, seconds, patience, kills of each kind, budget
 PIPE_COLUMNS = 300
+TOLD_SECONDS = 30.0
+"""Between two lines about the progress, where no terminal shows it."""
 FULL = (15, 0.25, 2, None, None)
 
 app = typer.Typer(name="bench", rich_markup_mode=None)
@@ -42,7 +46,7 @@ results_cli.add_to(app)
 def bench(
     context: typer.Context,
     quick: Annotated[
-        bool, typer.Option("--quick", help="3 rounds of 0.2 s, none repeated, and no curves: 3 minutes at most.")
+        bool, typer.Option("--quick", help="3 rounds of 0.2 s, none repeated, and no curves: 3 to 4 minutes.")
     ] = False,
     rounds: Annotated[int | None, typer.Option(min=1, max=1000, help="Slices per contender.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.02, max=60, help="Length of a slice.")] = None,
@@ -151,9 +155,19 @@ def _console() -> Console:
 
 
 def _run(options: Options) -> Result:
-    """Measure under a progress bar on standard error."""
+    """Measure under a progress bar on standard error, or, where that is no terminal, with a line twice a minute."""
+    console, told = Console(stderr=True), -math.inf
+
+    def tell(progress: Progress) -> None:
+        nonlocal told
+        if (now := time.monotonic()) - told >= TOLD_SECONDS:
+            told = now
+            note(f"hsmcore: {progress.done} of {progress.total}: {progress.doing}")
+
+    if not console.is_terminal:
+        return run(options, tell)
     columns = (TextColumn("[progress.description]{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Bar(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
+    with Bar(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
         task = bar.add_task("starting", total=None)
 
         def report(progress: Progress) -> None:

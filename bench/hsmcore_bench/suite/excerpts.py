@@ -53,14 +53,15 @@ def bounds(result: Result) -> dict[str, float]:
     return {name: 1.0 - bound / 100.0 if unit == "%" else bound for name, bound, unit in own}
 
 
-def _measured(result: Result, names: Sequence[str]) -> list[Row]:
+def measured(result: Result, names: Sequence[str]) -> list[Row]:
+    """Those of these contenders that were measured, in this order."""
     summaries = {summary.contender: summary for summary in result.summaries}
     contenders = {contender.name: contender for contender in result.contenders}
     return [(contenders[name], summaries[name]) for name in names if name in contenders and name in summaries]
 
 
 def _safeties(result: Result) -> list[Row]:
-    found = _measured(result, SAFETIES)
+    found = measured(result, SAFETIES)
     return found if any(contender.scenario == "stack" for contender, _ in found) else []
 
 
@@ -71,14 +72,14 @@ def _safety_table(result: Result) -> list[str]:
     for contender, summary in found:
         bound = f"≥ {least[contender.name]:g}" if contender.name in least else ""
         times = [duration(summary.p50_ns), duration(summary.p99_ns)]
-        more = _added(result, contender)
+        more = added_by(result, contender)
         lines.append(f"| {contender.title} | {summary.rate.median:,.0f} | {_ratio((contender, summary))} | {bound} | ")
         lines[-1] += f"{'' if more is None else f'{more:.1f} µs'} | "
         lines[-1] += f"{' | '.join(times)} |"
     return ["\n".join(lines)] if found else []
 
 
-def _added(result: Result, contender: Contender) -> float | None:
+def added_by(result: Result, contender: Contender) -> float | None:
     """Microseconds of a signature more than without it, in the median of the rounds."""
     if contender.reference is None:
         return None
@@ -88,7 +89,7 @@ def _added(result: Result, contender: Contender) -> float | None:
 
 
 def _peers(result: Result) -> list[Row]:
-    found = _measured(result, ON_DEVICE)
+    found = measured(result, ON_DEVICE)
     return found if len(found) == len(ON_DEVICE) else []
 
 
@@ -96,9 +97,9 @@ def _peer_table(result: Result) -> list[str]:
     found = _peers(result)
     if not found:
         return []
-    slower = [1.0 / summary.ratio.median for _, summary in _measured(result, PEERS) if summary.ratio is not None]
+    slower = [1.0 / summary.ratio.median for _, summary in measured(result, PEERS) if summary.ratio is not None]
     lines = ["| | signatures/s | × raw C | p50 | p99 |", "|---|--:|--:|--:|--:|"]
-    for contender, summary in (*found, *_measured(result, ON_NOOP)):
+    for contender, summary in (*found, *measured(result, ON_NOOP)):
         where = "no-op module" if contender.device is None else "network-5ms"
         cells = [f"{summary.rate.median:,.0f}", _ratio((contender, summary))]
         cells += [duration(summary.p50_ns), duration(summary.p99_ns)]

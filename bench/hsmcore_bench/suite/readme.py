@@ -21,7 +21,21 @@ BEGIN: Final = "<!-- bench:begin -->"
 END: Final = "<!-- bench:end -->"
 ROWS_BEGIN: Final = "<!-- bench-rows:begin -->"
 ROWS_END: Final = "<!-- bench-rows:end -->"
-ROWS: Final = ("raw", "sign-64", "many-256", "pkcs11-executor", "noop-256", "stack-256")
+ROWS: Final = {
+    "device-5ms-raw": "**a network device, 5 ms a signature:** raw C loop, 128 threads",
+    "device-5ms-ours-256": "hsmcore, bare, 256 in flight",
+    "stack-256": "hsmcore, all safeties, 256 in flight",
+    "device-5ms-executor": "python-pkcs11, asyncio executor, 256 in flight",
+    "raw": "**SoftHSM, on this processor:** raw C loop",
+    "sign-64": "hsmcore, bare, 64 in flight",
+    "stack-64": "hsmcore, all safeties, 64 in flight",
+    "pkcs11-executor": "python-pkcs11, asyncio executor, 64 in flight",
+    "failover-noop-256": "**a module that does nothing:** failover, 256 in flight",
+    "policy-noop": "policy",
+    "audit-noop-fsync": "audit log, each record on disk",
+    "stack-noop-256": "all safeties",
+}
+"""What the README's table shows, in this order, and what it calls each."""
 WORST: Final = 3
 """As many missed targets the README names."""
 PICTURED: Final = ("raw", "sign-64", "sign-256", "many-256", "pkcs11-executor", "pkcs11-shared", "pykcs11")
@@ -34,30 +48,27 @@ def table(result: Result, source: str) -> str:
 
 
 def rows(result: Result, source: str) -> str:
-    """A few rows of the main table, how many targets were missed, the worst of them, and the file that they come from.
-    The picture beside them has the excerpts."""
-    summaries = {summary.contender: summary for summary in result.summaries}
-    lines = ["| | signatures/s | × raw C | p50 | p99 |", "|---|--:|--:|--:|--:|"]
-    for contender in result.contenders:
-        if contender.name in ROWS and (summary := summaries.get(contender.name)) is not None:
-            where = ", no-op module" if contender.token == "noop" and contender.device is None else ""
-            ratio = "" if summary.ratio is None else f"{summary.ratio.median:.2f}"
-            cells = [f"{summary.rate.median:,.0f}", ratio, duration(summary.p50_ns), duration(summary.p99_ns)]
-            lines.append(f"| {contender.title}{where} | {' | '.join(cells)} |")
-    blocks = ["\n".join(lines), *_misses(result.targets), _origin(source)]
+    """The rows that decide, how many targets were missed, the worst of them, and the file that they come from. The
+    picture beside them has the excerpts."""
+    lines = ["| | signatures/s | rate | processor time added | p50 | p99 |", "|---|--:|--:|--:|--:|--:|"]
+    for contender, summary in excerpts.measured(result, tuple(ROWS)):
+        beside = "raw C" if "raw" in (contender.reference or "").split("-") else "without"
+        ratio = "" if summary.ratio is None else f"{summary.ratio.median:.2f} × {beside}"
+        more = excerpts.added_by(result, contender) if beside == "without" else None
+        cells = [f"{summary.rate.median:,.0f}", ratio, "" if more is None else f"{more:.1f} µs"]
+        cells += [duration(summary.p50_ns), duration(summary.p99_ns)]
+        lines.append(f"| {ROWS[contender.name]} | {' | '.join(cells)} |")
+    blocks = ["\n".join(lines), _misses(result.targets), _origin(source)]
     return f"\n{_warning(result)}" + "\n\n".join(blocks) + "\n\n"
 
 
-def _misses(targets: Sequence[Verdict]) -> list[str]:
+def _misses(targets: Sequence[Verdict]) -> str:
     missed = sorted((named for named in _named(targets) if named[1].call == "missed"), key=_distance, reverse=True)
-    said = f"{counted(targets)}."
+    said = f"{counted(targets)} ([each with its reason](docs/RESULTS.md))"
     if not missed:
-        return [said]
-    worst = [f"- {what}: {reached(verdict)}, target {bound(verdict)}" for what, verdict in missed[:WORST]]
-    return [
-        f"{said} [docs/RESULTS.md](docs/RESULTS.md) has each with its reason. Furthest from their bounds:",
-        "\n".join(worst),
-    ]
+        return f"{said}."
+    worst = [f"{what} ({reached(verdict)}, target {bound(verdict)})" for what, verdict in missed[:WORST]]
+    return f"{said}; furthest from their bounds: {'; '.join(worst)}."
 
 
 def _distance(named: tuple[str, Verdict]) -> float:
@@ -72,7 +83,7 @@ def _named(targets: Sequence[Verdict]) -> Iterator[tuple[str, Verdict]]:
     subject = ""
     for verdict in targets:
         if verdict.what.startswith("the same"):
-            yield f"{subject}; {verdict.what}", verdict
+            yield f"{subject}: {verdict.what.removeprefix('the same').lstrip(', ')}", verdict
         else:
             subject = verdict.what
             yield subject, verdict

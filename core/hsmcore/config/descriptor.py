@@ -1,4 +1,4 @@
-"""The descriptor of a provider. `registry` finds it; docs/PROVIDERS.md says how to add one."""
+"""The descriptor of a provider. `registry` finds it; docs/ARCHITECTURE.md says how to add one."""
 
 from __future__ import annotations
 

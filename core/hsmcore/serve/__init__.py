@@ -3,7 +3,7 @@
     async with km, hsmcore.serve.attached(km) as site:
         print(site.address)
 
-Needs the extra `serve`; docs/CONSOLE.md has the operator's view.
+Needs the extra `serve`; docs/MONITORING.md has the operator's view.
 
 Reading order: site (in the process that is shown) with source or watch, answers, ledger, actions; child (the server's
 process) on hsmcore.base.listening (limits), app (routes), access (tokens), questions, monitor (the state that every

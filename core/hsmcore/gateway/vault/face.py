@@ -1,4 +1,4 @@
-"""Vault's face: the signing part of Vault Transit's API over HTTPS, for clients that speak it already. docs/VAULT.md.
+"""Vault's face: the signing part of Vault Transit's API over HTTPS, for clients that speak it already. docs/GATEWAY.md.
 
 Runs in a front, and asks the key managers through ../front/link.py. Next: asker.py (who asks), text.py (what requests
 and answers say), signing.py, openapi.py.
