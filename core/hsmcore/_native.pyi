@@ -532,6 +532,7 @@ class SignIntake:
 def answer_signs(
     requests: list[Any], turns: FairQueue[Any], levels: dict[str, int], no_record: int
 ) -> tuple[list[Any], list[tuple[Any, int]]]: ...
+
 @final
 class FairQueue(Generic[_T]):
     """Whose turn it is: start-time fair queueing."""
