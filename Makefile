@@ -61,7 +61,7 @@ matrix: .venv/.setup-run ## `make quick` of the last commit under each CPython 3
 	    { test -f build/matrix/stories || cp $$copy/build/stories build/matrix; } && diff build/matrix/stories $$copy/build/stories || exit 1; \
 	done
 
-LINTS := lint-types lint-layers lint-typescript lint-python lint-c
+LINTS := lint-types lint-layers lint-typescript lint-rust lint-python lint-c
 
 lint: .venv/.setup-test ## Look at the form and the types of everything, but for clang-tidy
 	@$(MAKE) --no-print-directory --jobs $(JOBS) --output-sync=target LINTING=yes $(LINTS)
@@ -74,6 +74,10 @@ lint-layers:
 	$(BIN)/lint-imports --no-cache
 lint-typescript:
 	cd clients/typescript && node_modules/.bin/tsc --noEmit && node_modules/.bin/prettier --check --log-level warn .
+lint-rust:
+	@cd clients/rust && if command -v cargo-clippy rustfmt > /dev/null; then cargo fmt --check && \
+	    cargo clippy --config ../../tests/support/rust/stand-ins.toml --offline --quiet --target-dir ../../build/rust \
+	        --all-features --examples --lib -- --deny warnings; else echo "cargo, rustfmt, rust-clippy are missing: Rust is not linted"; fi
 lint-python:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

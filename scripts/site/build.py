@@ -30,6 +30,7 @@ BESIDE: Final = (
     "SECURITY.md",
     "examples/README.md",
     "clients/python/README.md",
+    "clients/rust/README.md",
     "clients/typescript/README.md",
 )
 """The documents outside docs/ that have a page, apart from those that they link to."""

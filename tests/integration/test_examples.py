@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from nacl.signing import VerifyKey
 from tests.support import batches
+from tests.vectors.make_positions import cases
 
 from hsmcore.base.base58 import base58
 
@@ -30,6 +31,8 @@ PROGRAMS = (
     "audit",
     "verify_batched",
     "verify_key_set",
+    "verify_position",
+    "follow_positions",  # tests/integration/test_public_log.py
 )
 PUBLIC = {
     "hsmcore",
@@ -76,6 +79,18 @@ def test_a_batched_signature_is_verified_from_the_command_line(tmp_path):
     for program in ([sys.executable, "verify_batched.py"], ["node", "verify_batched.mjs"]):
         for key, expected in ((batches.PUBLIC, "my-rollup 2 0 raw\n"), (bytes(32), "")):
             command = [program[0], EXAMPLES / program[1], key.hex(), tmp_path / "message", tmp_path / "proof"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+            assert (done.stdout, done.returncode) == (expected, 0 if expected else 1), done.stderr
+
+
+def test_a_position_is_verified_from_the_command_line(tmp_path):
+    [good] = [one for one in cases() if one["name"] == "good"]
+    for name in ("policy", "proof"):
+        (tmp_path / name).write_text(good[name])
+    for program in ([sys.executable, "verify_position.py"], ["node", "verify_position.mjs"]):
+        for digest, expected in ((good["digest"], "3\n"), ("00" * 32, "")):
+            given = [tmp_path / "policy", digest, str(good["position"]), tmp_path / "proof"]
+            command = [program[0], EXAMPLES / program[1], *given]
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
             assert (done.stdout, done.returncode) == (expected, 0 if expected else 1), done.stderr
 

@@ -53,8 +53,11 @@ class Hosts:
 
     def start(self, process: str, **more: Any) -> FleetMember:
         """Start one and wait until it is open."""
-        rules = {"auditLogFile": str(self.folder / f"{process}.log")}
-        made = FleetMember(self.folder, self.config(rules=rules, **more), process)
+        return self.begin(self.config(rules={"auditLogFile": str(self.folder / f"{process}.log")}, **more), process)
+
+    def begin(self, config: dict[str, Any], process: str) -> FleetMember:
+        """As `start`, of a whole configuration."""
+        made = FleetMember(self.folder, config, process)
         self._started.append(made)
         return made.begun()
 

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import pytest
 from tests.integration.test_typescript import AT_LENGTH, NODE, built, load, needs_node  # noqa: F401  # a fixture
+from tests.support import rust
 from tests.support.gateways import GatewayProcess, document_of
 from tests.support.loops import one_loop
 from tests.support.paths import ROOT
@@ -155,21 +156,28 @@ async def takeovers(site: Site, load: Load) -> None:
 
 
 @needs_node
+@rust.needs_cargo
 @one_loop
 @pytest.mark.slow("three gateways start, and start again")
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("deadline", [60.0, pytest.param(10.0, marks=AT_LENGTH)])
-async def test_clients_sign_through_takeovers(site, built, deadline):  # noqa: F811  # the fixture
+async def test_clients_sign_through_takeovers(site, built, tmp_path, deadline):  # noqa: F811  # the fixture
     async with site, Client(site.addresses, connections=2, timeout=deadline) as client:
         python = Load(client)
         callers = [asyncio.ensure_future(python.messages(number)) for number in range(8)]
         callers.append(asyncio.ensure_future(python.blocks()))
 
-        async def during(tell: Any) -> None:
+        async def beside_rust(tell: Any) -> None:
             await tell("wait 50")
             await takeovers(site, python)
             await tell("wait 50")
 
+        async def during(tell: Any) -> None:
+            await tell("wait 50")
+            made.append(await rust.load(program, tmp_path, beside_rust, *site.addresses))
+            await tell("wait 50")
+
+        program, made = await asyncio.to_thread(rust.built, "probe"), []
         options = {"timeoutMs": deadline * 1000, "connections": 2}
         node = await load(built, ",".join(site.addresses), during, blocks=True, **options)
         python.going = False
@@ -182,7 +190,8 @@ async def test_clients_sign_through_takeovers(site, built, deadline):  # noqa: F
     keys: dict[str, set[str]] = {}
     for record in records:
         keys.setdefault(record["message_sha256"], set()).add(record["key_id"])
-    assert len(keys) == python.signed + node["signed"], "each was recorded before it was handed out"
+    assert len(rust.settled(tmp_path, *made)) == made[0]
+    assert len(keys) == python.signed + node["signed"] + made[0], "each was recorded before it was handed out"
     assert {message: by for message, by in keys.items() if len(by) > 1} == {}
     places: dict[tuple[str, int], set[str]] = {}
     for record in records:

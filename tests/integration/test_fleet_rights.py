@@ -280,8 +280,10 @@ async def test_a_role_without_rights_says_which_command_gives_them(owned, secret
     newest = MIGRATIONS[-1]
     owned.ask(f"DELETE FROM hsmcore_tests.schema_version WHERE version = {newest.number}")  # noqa: S608  # a number of ours
     for statement in newest.statements:
-        table, column = re.fullmatch(r"ALTER TABLE (\w+) ADD COLUMN (\w+) .*", statement).groups()
-        owned.ask(f"ALTER TABLE hsmcore_tests.{table} DROP COLUMN {column}")
+        if added := re.fullmatch(r"ALTER TABLE (\w+) ADD COLUMN (\w+) .*", statement):
+            owned.ask(f"ALTER TABLE hsmcore_tests.{added[1]} DROP COLUMN {added[2]}")
+        elif made := re.match(r"CREATE TABLE (\w+) ", statement):
+            owned.ask(f"DROP TABLE hsmcore_tests.{made[1]}")
     refusal = await tried(place, secret)
     assert "an older version of hsmcore has made its tables, and this role may not" in str(refusal)
     assert "`hsmcore fleet migrate --role ROLE`" in refusal.hint

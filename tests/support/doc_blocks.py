@@ -48,6 +48,7 @@ def documents() -> list[str]:
         "CONTRIBUTING.md",
         "examples/README.md",
         "clients/python/README.md",
+        "clients/rust/README.md",
         "clients/typescript/README.md",
     ]
     return found + sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))

@@ -13,6 +13,7 @@ from tests.support.commands import tree
 Done = tuple[int, str, str]
 """Exit code, output, standard error."""
 
+_PUBLIC: Final = "reads a public log, of which the world has none: tests/integration/test_public_log.py"
 APART: Final = {
     "init": "makes a token, a key and a configuration of its own",
     "serve": "runs until it is stopped, and opens key managers as `sign` does",
@@ -24,6 +25,9 @@ APART: Final = {
     "bench report": "reads results",
     "metrics": "reads what a key manager shows over HTTP",
     "audit cosign": "asks witnesses, of which the world has none: tests/integration/test_audit_witnesses.py",
+    "publish status": _PUBLIC,
+    "publish proof": _PUBLIC,
+    "publish verify": _PUBLIC,
     "version": "needs no configuration",
     "config schema": "needs no configuration",
 }

@@ -24,6 +24,7 @@ from hsmcore.state.schema import (
     KEY_SET,
     NOTICE,
     NOTICE_DELIVERY,
+    PUBLISHED,
     ROLE,
     SEAL,
     SNAPSHOT,
@@ -32,7 +33,7 @@ from hsmcore.state.sealed_rows import SEALED
 
 Work = Callable[[Raw], object]
 TABLES = tuple(table for tables in SEALED.values() for table in tables)
-UNSEALED = (FAILOVER_EVENT, SNAPSHOT, NOTICE, NOTICE_DELIVERY, KEY_BINDING, BOUND, KEY_SET, KEY_EVIDENCE)
+UNSEALED = (FAILOVER_EVENT, SNAPSHOT, NOTICE, NOTICE_DELIVERY, KEY_BINDING, BOUND, KEY_SET, KEY_EVIDENCE, PUBLISHED)
 _FAR = 4_102_444_800_000_000_000
 _NUMBERS = (0, 2, _FAR, None, "1", 9e999)
 _WORDS = {

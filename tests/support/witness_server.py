@@ -104,10 +104,12 @@ class WitnessServer:
         public_key = self.logs.get(origin.decode())
         if public_key is None:
             return 404, "text/plain", b""
-        begin = line_of(origin.decode(), 1, public_key, b"")[: len(DASH) + len(origin) + 1]
-        own = [line for line in signatures.split(b"\n") if line.startswith(begin)]
+        begin = DASH + origin + b" "
+        lines = [line.removeprefix(begin) for line in signatures.split(b"\n") if line.startswith(begin)]
+        key_id = hashlib.sha256(origin + b"\n\1" + public_key).digest()[:4]
+        own = [data[4:] for data in map(base64.b64decode, lines) if data[:4] == key_id]
         try:
-            VerifyKey(public_key).verify(text, base64.b64decode(own[0].removeprefix(begin))[4:])
+            VerifyKey(public_key).verify(text, own[0])
         except (BadSignatureError, IndexError):
             return 403, "text/plain", b""
         seen = self.seen.get(origin.decode(), (0, b""))

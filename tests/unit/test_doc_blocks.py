@@ -1,6 +1,7 @@
 """Each code block of the documents is what it looks like: JSON is a configuration, a command has these options.
 
-Programs in Python are run by tests/integration/test_doc_programs.py and the tests that PROGRAMS names.
+Programs in Python are run by tests/integration/test_doc_programs.py and the tests that PROGRAMS names; those in Rust
+are compiled for tests/integration/test_rust.py.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ ONLY_READ = {
     "docs/FLEET.md:sql-1": "for an administrator of PostgreSQL; the tests make their roles and databases otherwise",
 }
 """Blocks of a language that no test here reads, and why."""
-CHECKED = ("json", "yaml", "toml", "python", "mermaid", "text", *SHELLS)
+CHECKED = ("json", "yaml", "toml", "python", "rust", "mermaid", "text", *SHELLS)
 
 
 def named(*languages: str) -> Any:

@@ -177,7 +177,7 @@ def test_each_page_has_its_place_in_one_room():
     page = (ROOT / "docs" / "README.md").read_text()
     rooms, _, _ = page.partition("\n## How to\n")
     assert len(re.findall(r"^## ", rooms, re.MULTILINE)) == 6
-    listed = re.findall(r"^\d+\. \[[^\]]+\]\(([A-Z0-9]+\.md)\): ", rooms, re.MULTILINE)
+    listed = re.findall(r"^\d+\. \[[^\]]+\]\(([A-Z0-9_]+\.md)\): ", rooms, re.MULTILINE)
     assert sorted(listed) == sorted(path.name for path in (ROOT / "docs").glob("*.md") if path.name != "README.md")
     assert "](docs/README.md)" in (ROOT / "README.md").read_text()
 

@@ -10,6 +10,7 @@ import tracemalloc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scripts import wire_tables
 from tests.fuzz.wire import fuzz
 from tests.support.paths import ROOT
 from tests.support.wire import encoded, meaning, read
@@ -84,6 +85,10 @@ def test_the_page_the_codec_and_its_form_in_c_have_the_same_numbers():
     assert f"at most {MOST_BYTES:,}" in page
     assert "HSM_FRAME_MOST = 1 << 20" in header
     assert MOST_BYTES == 1 << 20
+
+
+def test_the_tables_of_the_client_in_rust_are_those_of_the_codec():
+    assert wire_tables.FILE.read_text() == wire_tables.text(), "run `python -m scripts.wire_tables`"
 
 
 # ---- round trips -----------------------------------------------------------------------------------------------------

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from hsmcore.audit.layout import Layout
+from hsmcore.audit.layout import TreeLayout
 from hsmcore.base.files import replace
 from hsmcore.base.ownership import make_folder
 from hsmcore.tlog.checkpoint import Checkpoint
@@ -26,7 +26,7 @@ class Cosigned(NamedTuple):
     at: int
 
 
-def notes(layout: Layout) -> list[bytes]:
+def notes(layout: TreeLayout) -> list[bytes]:
     """Return the notes, of the smallest log first. Nothing is verified. Raises OSError."""
     found = []
     for path in _paths(layout):
@@ -48,7 +48,16 @@ def newest(notes: Iterable[bytes], keys: Iterable[VerifierKey]) -> dict[Verifier
     return found
 
 
-def keep(layout: Layout, checkpoint: Checkpoint, witness: VerifierKey, signature: bytes) -> None:
+def with_quorum(layout: TreeLayout, witnesses: Sequence[VerifierKey], quorum: int) -> bytes | None:
+    """Return the note of the largest log that a quorum of witnesses has cosigned; None: there is none. Raises
+    OSError."""
+    for note in reversed(notes(layout)):
+        if len(newest([note], witnesses)) >= quorum:
+            return note
+    return None
+
+
+def keep(layout: TreeLayout, checkpoint: Checkpoint, witness: VerifierKey, signature: bytes) -> None:
     """Keep a witness's cosignature of a stored checkpoint, durably. One thread at a time. Raises OSError."""
     folder = layout.cosigned
     make_folder(folder)
@@ -64,7 +73,7 @@ def keep(layout: Layout, checkpoint: Checkpoint, witness: VerifierKey, signature
     _forget(layout)
 
 
-def _forget(layout: Layout) -> None:
+def _forget(layout: TreeLayout) -> None:
     paths = _paths(layout)
     needed = {signer for path in paths[-KEPT:] for signer in _signers(path)}
     for path in reversed(paths[:-KEPT]):
@@ -87,7 +96,7 @@ def _signer_of(line: bytes) -> tuple[str, bytes]:
     return name, value[:4]
 
 
-def _paths(layout: Layout) -> list[Path]:
+def _paths(layout: TreeLayout) -> list[Path]:
     if not layout.cosigned.is_dir():
         return []
     return sorted(path for path in layout.cosigned.iterdir() if path.name.isdigit() and len(path.name) == _DIGITS)

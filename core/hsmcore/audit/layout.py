@@ -10,25 +10,40 @@ from hsmcore.errors import BadArgument
 SUFFIX = ".d"
 
 
-class Layout:
+class TreeLayout:
+    """Paths of what any log has in its folder: checkpoint, tiles, cosignatures."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.checkpoint = folder / "checkpoint"
+        self.tiles = folder / "tile"
+        self.cosigned = folder / "cosigned"
+
+    def tile(self, level: int | str, number: int, width: int = 256) -> Path:
+        """Return the path of a tile, `tile/<L>/<N>[.p/<W>]` of C2SP tlog-tiles; of the level "entries", of a bundle."""
+        groups = [f"{number % 1000:03d}"]
+        while number := number // 1000:
+            groups.insert(0, f"x{number % 1000:03d}")
+        path = self.tiles.joinpath(str(level), *groups)
+        return path if width == 256 else path.with_name(path.name + ".p") / str(width)
+
+
+class Layout(TreeLayout):
     """Paths of one log: `auditLogFile`, which holds the newest records, and the folder `<auditLogFile>.d`."""
 
     def __init__(self, log: str | os.PathLike[str]) -> None:
         self.log = Path(log)
-        self.folder = self.log.with_name(self.log.name + SUFFIX)
+        super().__init__(self.log.with_name(self.log.name + SUFFIX))
         self.lock = self.folder / "lock"
         self.origin = self.folder / "origin"
         self.keys = self.folder / "keys"
-        self.checkpoint = self.folder / "checkpoint"
         self.history = self.folder / "checkpoints"
-        self.tiles = self.folder / "tile"
         self.segments = self.folder / "segments"
         self.lost = self.folder / "lost"
         self.shipping = self.folder / "shipping"
         self.spool = self.folder / "spool"
         self.devices = self.folder / "devices"
         self.clock = self.folder / "clock"
-        self.cosigned = self.folder / "cosigned"
 
     @property
     def default_key(self) -> Path:
@@ -43,14 +58,6 @@ class Layout:
     def index(self, first: int) -> Path:
         """Return the path of a segment's index."""
         return self.segments / f"{first:020d}.idx"
-
-    def tile(self, level: int, number: int, width: int = 256) -> Path:
-        """Return the path of a tile, `tile/<L>/<N>[.p/<W>]` of C2SP tlog-tiles."""
-        groups = [f"{number % 1000:03d}"]
-        while number := number // 1000:
-            groups.insert(0, f"x{number % 1000:03d}")
-        path = self.tiles.joinpath(str(level), *groups)
-        return path if width == 256 else path.with_name(path.name + ".p") / str(width)
 
     @classmethod
     def find(cls, path: str | os.PathLike[str]) -> Layout:

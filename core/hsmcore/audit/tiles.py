@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from hsmcore._native import MerkleTree, store_files
-from hsmcore.audit.layout import Layout
+from hsmcore.audit.layout import TreeLayout
 from hsmcore.base.ownership import make_folder, sync
 
 WIDTH: Final = 256
@@ -32,7 +32,7 @@ class TileError(ValueError):
 class Tiles:
     """Reads the tiles of a tree of `size` records and computes hashes and proofs from them. One thread at a time."""
 
-    def __init__(self, layout: Layout, size: int) -> None:
+    def __init__(self, layout: TreeLayout, size: int) -> None:
         self.size = size
         self._layout = layout
         self._hasher = MerkleTree()
@@ -181,7 +181,7 @@ class TileBuilder:
 class TileWriter:
     """Writes the tiles of a growing tree: full ones as soon as they are full, partial ones in `finish`."""
 
-    def __init__(self, layout: Layout, tiles: Tiles) -> None:
+    def __init__(self, layout: TreeLayout, tiles: Tiles) -> None:
         """Continue the tree that `tiles` reads. Raises TileError, OSError."""
         self._layout = layout
         self._builder = TileBuilder()

@@ -17,11 +17,11 @@ from urllib.parse import urlsplit
 
 from hsmcore.audit import cosigned
 from hsmcore.audit.cosigned import Cosigned
-from hsmcore.audit.layout import Layout
+from hsmcore.audit.layout import TreeLayout
 from hsmcore.audit.tiles import TileError, Tiles
 from hsmcore.base.log import get_logger
 from hsmcore.base.version import __version__
-from hsmcore.config.audit import AuditSettings, AuditWitness
+from hsmcore.config.audit import AuditWitness, Witnessed
 from hsmcore.errors import ConfigFault, ConfigurationError
 from hsmcore.tlog.checkpoint import Checkpoint
 from hsmcore.tlog.consistency import growth
@@ -95,7 +95,7 @@ _REFUSALS: Final = {
 
 
 def cosign(
-    layout: Layout, checkpoint: Checkpoint, witness: VerifierKey, old: int, connection: WitnessConnection
+    layout: TreeLayout, checkpoint: Checkpoint, witness: VerifierKey, old: int, connection: WitnessConnection
 ) -> bytes:
     """Have a stored checkpoint cosigned. `old`: the size that the witness has seen last, as far as is known; it says so
     if it has seen another one. Returns the verified cosignature. Raises WitnessError; TileError, OSError."""
@@ -145,28 +145,36 @@ class WitnessStatus:
         return {"size": self.size, "at": self.at, "error": self.error}
 
 
+def key_of(witness: AuditWitness) -> VerifierKey:
+    """Return the key of a configuration's witness. Raises ConfigurationError."""
+    try:
+        return VerifierKey.parse(witness.key)
+    except NoteError as error:
+        raise ConfigurationError.of([ConfigFault(f"{witness.where}.key", str(error))]) from None
+
+
 class WitnessAsker:
     """Asks one witness, in a thread. `newest` returns the newest stored checkpoint; `keeping` is held while a
-    cosignature is stored."""
+    cosignature is stored; `kept` is called after that, in the thread."""
 
     def __init__(
         self,
-        layout: Layout,
+        layout: TreeLayout,
         witness: AuditWitness,
         newest: Callable[[], Checkpoint | None],
         every: float,
         keeping: threading.Lock,
+        kept: Callable[[], None],
     ) -> None:
         """Raises ConfigurationError."""
-        try:
-            self.key = VerifierKey.parse(witness.key)
-        except NoteError as error:
-            raise ConfigurationError.of([ConfigFault(f"{witness.where}.key", str(error))]) from None
+        self.key = key_of(witness)
         self._layout, self._newest, self._every, self._keeping = layout, newest, every, keeping
+        self._kept = kept
         self._connection = WitnessConnection(witness.url, witness.ca_file)
         self._last = Cosigned(0, 0)
         self._error: str | None = None
-        self._stop = threading.Event()
+        self._stop = False
+        self._wake = threading.Event()
         self._thread: threading.Thread | None = None
 
     @property
@@ -180,9 +188,14 @@ class WitnessAsker:
         self._thread = threading.Thread(target=self._run, name=f"hsmcore-witness-{self.key.name}", daemon=True)
         self._thread.start()
 
+    def wake(self) -> None:
+        """Ask soon: there is a new checkpoint. From any thread."""
+        self._wake.set()
+
     def end(self) -> None:
         """Ask no more. Does not wait."""
-        self._stop.set()
+        self._stop = True
+        self._wake.set()
         self._connection.interrupt()
 
     def join(self, seconds: float) -> None:
@@ -202,9 +215,10 @@ class WitnessAsker:
             self._note(self._asked(checkpoint))
 
     def _run(self) -> None:
-        while not self._stop.is_set():
+        while not self._stop:
             self._ask()
-            self._stop.wait(self._every * random.uniform(0.9, 1.1))  # noqa: S311  # spreads load
+            self._wake.wait(self._every * random.uniform(0.9, 1.1))  # noqa: S311  # spreads load
+            self._wake.clear()
 
     def _asked(self, checkpoint: Checkpoint) -> str | None:
         try:
@@ -216,32 +230,51 @@ class WitnessAsker:
         except Exception as error:  # noqa: BLE001  # a thread that ended would say nothing
             return type(error).__name__
         self._last = Cosigned(checkpoint.size, int.from_bytes(signature[:8], "big"))
+        self._kept()
         return None
 
     def _note(self, error: str | None) -> None:
-        if self._stop.is_set():
+        if self._stop:
             return
         before, self._error = self._error, error
         if error is not None and error != before:
-            get_logger().warning("a witness does not cosign the audit log", witness=self.key.name, error=error)
+            get_logger().warning(
+                "a witness does not cosign a log", log=str(self._layout.folder), witness=self.key.name, error=error
+            )
         elif error is None and before is not None:
-            get_logger().info("the witness cosigns the audit log again", witness=self.key.name)
+            get_logger().info("the witness cosigns the log again", log=str(self._layout.folder), witness=self.key.name)
 
 
 class Witnesses:
     """Those of a log; there may be none. One thread at a time, unless it says otherwise."""
 
-    def __init__(self, layout: Layout, settings: AuditSettings, newest: Callable[[], Checkpoint | None]) -> None:
+    def __init__(
+        self,
+        layout: TreeLayout,
+        settings: Witnessed,
+        newest: Callable[[], Checkpoint | None],
+        kept: Callable[[], None] = lambda: None,
+    ) -> None:
         """As WitnessAsker. Raises ConfigurationError."""
         keeping = threading.Lock()
         every = float(settings.cosign_every_seconds)
-        self._layout, self.quorum = layout, settings.quorum or len(settings.witnesses)
-        self._askers = [WitnessAsker(layout, one, newest, every, keeping) for one in settings.witnesses]
+        self._layout, self.quorum = layout, settings.needed
+        self._askers = [WitnessAsker(layout, one, newest, every, keeping, kept) for one in settings.witnesses]
 
     @property
     def status(self) -> dict[str, WitnessStatus]:
         """Progress of each, by name. From any thread."""
         return {asker.key.name: asker.status for asker in self._askers}
+
+    @property
+    def keys(self) -> list[VerifierKey]:
+        """Their keys."""
+        return [asker.key for asker in self._askers]
+
+    def wake(self) -> None:
+        """Have each one asked soon: there is a new checkpoint. From any thread."""
+        for asker in self._askers:
+            asker.wake()
 
     @property
     def quorum_at(self) -> int:

@@ -57,6 +57,7 @@ _COMMANDS: Final = {
     "rotate": _Command("rotate", "Rotate the signing key, plan, approve, abort.", "group"),
     "backup": _Command("backup", "List, verify and restore backups of keys.", "group"),
     "batch": _Command("batch", "Make proofs of batched messages again.", "group"),
+    "publish": _Command("publish", "Prove from the public log of positions, and verify.", "group"),
     "audit": _Command("audit", "Verify, prove and search the audit log.", "group"),
     "config": _Command("about", "Show what a configuration file may contain.", "group"),
     "failover": _Command("failover", "Look at the levels, drain members, force a level.", "group"),

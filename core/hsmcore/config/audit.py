@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 
@@ -137,7 +137,32 @@ class AuditWitness(Model):
     """Certificates of the authorities to trust at https://, PEM. Default: those of the system."""
 
 
-class AuditSettings(Model):
+class Witnessed(Model):
+    """What logs have in common that witnesses cosign."""
+
+    witnesses: Annotated[tuple[AuditWitness, ...], BeforeValidator(as_tuple)] = ()
+    """Witnesses that cosign the newest checkpoint, again and again. Their operators have to know the log's verifier
+    key."""
+    quorum: Annotated[int, Whole(1, 16)] | None = None
+    """How many of the witnesses are enough. Default: all."""
+    cosign_every_seconds: Annotated[int, Whole(1, 86_400)] = 60
+    """How often each witness is asked."""
+
+    @property
+    def needed(self) -> int:
+        """How many witnesses are enough."""
+        return self.quorum or len(self.witnesses)
+
+    @model_validator(mode="after")
+    def _quorum_can_be_met(self) -> Self:
+        if len({one.key for one in self.witnesses}) < len(self.witnesses):
+            raise clash("names one key in several witnesses: each counts once")
+        if (self.quorum or 0) > len(self.witnesses):
+            raise clash(f"has a quorum of {self.quorum}, which {len(self.witnesses)} witnesses can never meet")
+        return self
+
+
+class AuditSettings(Witnessed):
     """`audit`: durability, checkpoints, rotation, retention and copies of the audit log."""
 
     durability: Literal["fsync", "write", "interval"] = "fsync"
@@ -164,18 +189,3 @@ class AuditSettings(Model):
     """The log's name in its checkpoints, such as "example.com/sequencer-1". Default: host name and a random number."""
     syslog: Syslog | None = None
     """A further destination of copies, in addition to `cloudWatchLogs`."""
-    witnesses: Annotated[tuple[AuditWitness, ...], BeforeValidator(as_tuple)] = ()
-    """Witnesses that cosign the newest checkpoint, again and again. Their operators have to know the log's verifier
-    key."""
-    quorum: Annotated[int, Whole(1, 16)] | None = None
-    """How many of the witnesses are enough. Default: all."""
-    cosign_every_seconds: Annotated[int, Whole(1, 86_400)] = 60
-    """How often each witness is asked."""
-
-    @model_validator(mode="after")
-    def _quorum_can_be_met(self) -> AuditSettings:
-        if len({one.key for one in self.witnesses}) < len(self.witnesses):
-            raise clash("names one key in several witnesses: each counts once")
-        if (self.quorum or 0) > len(self.witnesses):
-            raise clash(f"has a quorum of {self.quorum}, which {len(self.witnesses)} witnesses can never meet")
-        return self

@@ -29,6 +29,7 @@ from hsmcore.config.monitoring import Monitoring
 from hsmcore.config.placed import LogVariables, StateVariables
 from hsmcore.config.policy import BATCH_ROOT, KEY_SET, MOST_ROOT_BYTES, Batching, Policy
 from hsmcore.config.providers import Provider, all_members
+from hsmcore.config.publish import Publish
 from hsmcore.config.rotation import KeyRotation, Notices, StateBackup
 from hsmcore.config.secret import AWS_VARIABLES, Secret
 from hsmcore.errors import ConfigFault, ConfigurationError
@@ -105,6 +106,8 @@ class KeyManagerConfig(Provider):
     """What the key may sign. Default: anything."""
     batching: Batching | None = None
     """Settings of `sign_batched`. Default: their defaults."""
+    publish: Publish | None = None
+    """A public log of what is bound to positions. Default: there is none."""
     fleet: Fleet | None = None
     """Hosts that share this key. Default: there is one host."""
     notices: Notices | None = None
@@ -153,6 +156,8 @@ class KeyManagerConfig(Provider):
             _require_safe_anywhere(self.policy)
         if self.require_state and (self.fleet is not None or not self.keeps_state):
             raise clash("has requireState, but keeps nothing in a state store of this host")
+        if self.publish is not None:
+            self.publish.require_in(self.policy)
         if self.batching is not None and (self.policy is None or BATCH_ROOT not in self.policy.kinds):
             raise clash(f'has batching, but policy.kinds does not list "{BATCH_ROOT}"')
         if self.policy is not None and KEY_SET in self.policy.kinds and self.active_rotation is None:

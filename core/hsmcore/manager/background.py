@@ -47,8 +47,8 @@ _NOTICED: Final = {
 }
 """Events that become notices, and the kind of notice."""
 _KEPT: Final = (
-    "failover.service", "manager.key_sets", "manager.notices", "manager.policy.watermark", "manager.rotation.service",
-    "recovery.key_domains", "recovery.own_store", "recovery.state_backup",
+    "failover.service", "manager.key_sets", "manager.notices", "manager.policy.watermark", "manager.publishing",
+    "manager.rotation.service", "recovery.key_domains", "recovery.own_store", "recovery.state_backup",
 )  # fmt: skip
 """What only a key manager that keeps state needs, with SQLAlchemy behind it."""
 

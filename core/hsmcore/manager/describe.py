@@ -20,6 +20,7 @@ from hsmcore.members import cache_summary
 if TYPE_CHECKING:
     from hsmcore.failover.service import FailoverService
     from hsmcore.fleet.membership import Membership
+    from hsmcore.manager.publishing import PublicLogs
     from hsmcore.manager.rotation.service import RotationService
     from hsmcore.recovery.state_backup import StateBackups
 
@@ -43,6 +44,8 @@ class Snapshot(NamedTuple):
     """The backups of the state store; None: there are none on schedule."""
     batches: BatchFigures | None = None
     """What is counted of batches; None: none are signed."""
+    logs: PublicLogs | None = None
+    """The public logs of positions; None: there are none."""
 
     @property
     def open(self) -> bool:
@@ -81,6 +84,8 @@ class Snapshot(NamedTuple):
         }
         if not self.open:
             return shown
+        if self.logs is not None:
+            shown["publish"] = self.logs.status()
         key, levels, members = self.key, self.levels, self.path.members()
         shown["keys"] = [_key(version) for version in self.ring]
         shown["currentKey"] = None if key is None else key.id

@@ -447,4 +447,4 @@ class KeyManager(BatchedSigning, KeyWork):
         """The parts, for hsmcore.metrics. Any thread."""
         beside, life, ring = self._background, self._life.state, self._keys.ring
         first = (self.config, life, self._path, ring, beside.rotation, self.audit, beside.store_problems)
-        return Snapshot(*first, self._guard, self.fleet, beside.state_backups, self._batches.figures)
+        return Snapshot(*first, self._guard, self.fleet, beside.state_backups, self._batches.figures, self._keys.logs)

@@ -56,6 +56,12 @@ class KeyWork:
         serial instead, one after the other. Any thread."""
         return self._keys.key_set(since)
 
+    async def position_proof(self, domain: str, position: int, *, timeout: float | None = None) -> bytes:
+        """The proof (C2SP tlog-proof) of what a position of a published domain, such as "default/block", is bound to
+        (docs/PUBLIC_LOG.md). Waits for at most `timeout` seconds (None: `requestTimeoutMs`) until a quorum of the
+        witnesses has cosigned it. Raises DeadlineExceeded, BadArgument."""
+        return await self._open_keys().position_proof(domain, position, timeout)
+
     async def get_current_key_id(self) -> str:
         """The id (CKA_ID in hexadecimal) of the key that signs."""
         return self._path.version.id

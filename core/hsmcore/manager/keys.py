@@ -23,6 +23,7 @@ from hsmcore.state import StoreBusy
 
 if TYPE_CHECKING:
     from hsmcore.manager.key_sets import KeySets
+    from hsmcore.manager.publishing import PublicLogs
     from hsmcore.manager.rotation.service import RotationService
     from hsmcore.state import StoredKey
 
@@ -48,6 +49,8 @@ class KeyOperations:
         self._audit, self._events = audit, events
         self._changing = asyncio.Lock()
         self._sets: KeySets | None = None
+        self.logs: PublicLogs | None = None
+        """The public logs of positions; None: there are none."""
 
     def public_key_of(self, key_id: str | None) -> bytes | None:
         """Return the public key of a version of the ring; None for None. Raises KeyNotFound."""
@@ -87,7 +90,11 @@ class KeyOperations:
         self._events.emit("key-changed", key_id=current.id, previous=previous)
 
     async def open_sets(self, config: Config, port: ManagerPort, parts: OwnTexts, *, rotates: bool) -> None:
-        """Begin to have sets of the keys signed, if the policy lists that."""
+        """Begin to have sets of the keys signed, and to publish positions, if the configuration says so."""
+        if config.key_manager.publish is not None:
+            from hsmcore.manager.publishing import PublicLogs
+
+            self.logs = await PublicLogs.open(config, port, parts)
         if self._rotation is None:
             return
         from hsmcore.manager.key_sets import KeySets
@@ -96,7 +103,16 @@ class KeyOperations:
 
     async def close(self) -> None:
         """End that. Idempotent."""
+        await ended(self.logs)
         await ended(self._sets)
+
+    async def position_proof(self, domain: str, position: int, timeout: float | None) -> bytes:
+        """As KeyManager.position_proof."""
+        if self.logs is None:
+            hint = "Add keyManager.publish; see docs/PUBLIC_LOG.md."
+            raise BadArgument("no positions are published", hint=hint)
+        left = self._rules.request_timeout_ms / 1e3 if timeout is None else timeout
+        return await self.logs.proof(domain, position, left)
 
     def key_set(self, since: int | None) -> bytes:
         """As KeyManager.key_set."""

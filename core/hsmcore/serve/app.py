@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import mimetypes
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Final
 
 import orjson
@@ -67,6 +69,9 @@ class _Number(IntegerConvertor):
     regex = "[0-9]{1,18}"
 
 
+_PUBLIC_FILE: Final = re.compile(
+    r"[a-z-]{1,32}/(checkpoint|tile/([0-7]|entries)/(x[0-9]{3}/){0,6}[0-9]{3}(\.p/[1-9][0-9]{0,2})?)", re.ASCII
+)
 register_url_convertor("number", _Number())
 
 
@@ -74,10 +79,15 @@ class Console:
     """The handlers. For the server's event loop."""
 
     def __init__(
-        self, monitor: Monitor, access: Access, hosts: frozenset[str] | None, witness: LogWitness | None = None
+        self,
+        monitor: Monitor,
+        access: Access,
+        hosts: frozenset[str] | None,
+        witness: LogWitness | None = None,
+        public: str | None = None,
     ) -> None:
-        """`hosts`: names in the Host header; None: any."""
-        self._witness = witness
+        """`hosts`: names in the Host header; None: any. `public`: the folder of the public logs."""
+        self._witness, self._public = witness, public
         self._monitor, self._access, self._hosts = monitor, access, hosts
         self._questions = monitor.questions
         self._refusals = Refusals(self._questions)
@@ -107,6 +117,8 @@ class Console:
                 Route("/witness", self.witness_key, methods=get),
                 Route("/add-checkpoint", self.add_checkpoint, methods=post),
             ]
+        if self._public is not None:
+            routes.append(Route("/log/{path:path}", self.public_file, methods=get))
         routed = Starlette(routes=routes, exception_handlers={HTTPException: _plain_error})
         return _Guarded(routed, self._hosts, self._access)
 
@@ -210,6 +222,19 @@ class Console:
         if not (_is_number(old) and _is_number(size)):
             return _json({"error": "bad request", "message": "old and size must be sizes of checkpoints"}, 400)
         return await self._from_disk(request, lambda layout: trail.consistency(layout, int(old), int(size)))
+
+    async def public_file(self, request: Request) -> Response:
+        """Return a file of a public log, for anybody."""
+        path = request.path_params["path"]
+        if self._public is None or _PUBLIC_FILE.fullmatch(path) is None:
+            return _json({"error": "not found"}, 404)
+        try:
+            async with self._disk:
+                content = await asyncio.to_thread(Path(self._public, path).read_bytes)
+        except OSError:
+            return _json({"error": "not found"}, 404)
+        text = path.endswith("checkpoint")
+        return Response(content, media_type="text/plain; charset=utf-8" if text else "application/octet-stream")
 
     async def witness_key(self, _request: Request) -> Response:
         """Return the witness's verifier key."""

@@ -54,6 +54,8 @@ class SiteOpening:
     beside: bool
     version: str
     witness: SiteWitness | None
+    public: str | None
+    """The folder of the public logs."""
 
 
 class ConsoleServer:
@@ -79,7 +81,7 @@ class ConsoleServer:
         self.monitor = Monitor(self.questions, opening.version, layout, beside=opening.beside)
         hosts = None if opening.hosts is None else frozenset(opening.hosts)
         witness = None if opening.witness is None else opening.witness.made()
-        self.console = Console(self.monitor, Access(opening.tokens), hosts, witness)
+        self.console = Console(self.monitor, Access(opening.tokens), hosts, witness, opening.public)
         tls, ready = tls_of(opening.certificate, opening.private_key), asyncio.Event()
         self._server = HttpServer(self.console.app(), [socket.socket(fileno=opening.socket)], tls, ready.set)
         self.monitor.begin()

@@ -57,6 +57,7 @@ class Site:
         self._socket = _bound(settings)
         self.address = _shown(settings, self._socket)
         """The address: "http://127.0.0.1:9464", or "unix:/path"."""
+        publish = source.config.key_manager.publish
         where, files, log = settings.address, settings.tls, source.config.key_manager.audit_log_file
         self._opening = server.SiteOpening(
             socket=self._socket.fileno(),
@@ -68,6 +69,7 @@ class Site:
             beside=source.beside,
             version=version,
             witness=_witness(settings),
+            public=None if publish is None else publish.folder,
         )
         self._environment = child_environment(source.config.secret_variables, frozenset())
         self._events: deque[dict[str, Any]] = deque(maxlen=_MOST_EVENTS)

@@ -200,6 +200,14 @@ MIGRATIONS: Final = (
             "ALTER TABLE watermark ADD COLUMN mac TEXT",
         ),
     ),
+    Migration(
+        12,
+        (
+            """CREATE TABLE published (
+                name TEXT PRIMARY KEY, first_position BIGINT NOT NULL, size BIGINT NOT NULL, signed TEXT NOT NULL,
+                cosigned TEXT NOT NULL)""",
+        ),
+    ),
 )
 
 METADATA: Final = MetaData()
@@ -284,6 +292,11 @@ WATERMARK: Final = _table("watermark")
 `bits` is a hexadecimal number whose bit i says whether position high - i was bound, so that a row that was taken out of
 `bound` is missed. `reason`: of the floor. `message`: what was bound to the highest position, in hexadecimal; where it
 is not kept, "" or NULL. `mac` vouches for name, floor, high, bits and reason in a server's store; else NULL."""
+
+PUBLISHED: Final = _table("published")
+"""By domain: the public log of its positions (state/published.py). `size`: its leaves, the first of which is
+`first_position`; no row of `bound` behind them is removed. `signed`: the newest checkpoint, as a note; `cosigned`: the
+newest one that a quorum of witnesses has cosigned; "": there is none yet. Notes vouch for themselves."""
 
 KEY_DOMAIN: Final = _table("key_domain")
 """What each key has bound positions as (state/domains.py), by hexadecimal public key. `forms` is a JSON list of texts;

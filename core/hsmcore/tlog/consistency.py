@@ -1,19 +1,31 @@
 """Consistency proofs for the trees of RFC 6962: checked by the algorithm of RFC 9162, section 2.1.4.2, and written as a
-witness wants them."""
+witness wants them; and how a proof of inclusion is written."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from typing import Final
 
 from hsmcore._native import MerkleTree
 from hsmcore.tlog.proof import ProofError, siblings
+
+PROOF: Final = "c2sp.org/tlog-proof@v1"
+"""The first line of a proof of inclusion."""
 
 
 def growth(old: int, path: Sequence[bytes], note: bytes) -> bytes:
     """Return the request that C2SP tlog-witness defines: that the tree of a checkpoint extends one of `old` records."""
     lines = [f"old {old}", *(base64.b64encode(item).decode() for item in path), "", ""]
     return "\n".join(lines).encode() + note
+
+
+def inclusion(index: int, path: Sequence[bytes], note: bytes, extra: bytes | None = None) -> bytes:
+    """Return what C2SP tlog-proof defines: that the record with this index is in the tree of a checkpoint. `extra`: the
+    record."""
+    told = [] if extra is None else [f"extra {base64.b64encode(extra).decode()}"]
+    hashes = (base64.b64encode(item).decode() for item in path)
+    return "\n".join([PROOF, *told, f"index {index}", *hashes, "", ""]).encode() + note
 
 
 def check_consistency(old: int, old_root: bytes, new: int, new_root: bytes, path: Sequence[bytes]) -> None:

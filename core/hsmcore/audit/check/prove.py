@@ -14,11 +14,10 @@ from hsmcore.audit.query import find
 from hsmcore.audit.tiles import Tiles
 from hsmcore.errors import BadArgument
 from hsmcore.tlog.checkpoint import Checkpoint
-from hsmcore.tlog.consistency import check_consistency, growth
+from hsmcore.tlog.consistency import PROOF, check_consistency, growth, inclusion
 from hsmcore.tlog.note import Note, NoteError, VerifierKey
 from hsmcore.tlog.proof import ProofError, root_of_inclusion
 
-_HEADER: Final = "c2sp.org/tlog-proof@v1"
 _MAX_PATH: Final = 64
 
 
@@ -56,9 +55,7 @@ def inclusion_proof(layout: Layout, seq: int) -> bytes:
         raise ProofError(f"record {seq} was changed: it is not the one that was sealed")
     if root_of_inclusion(leaf, seq - 1, checkpoint.size, path) != checkpoint.root:
         raise ProofError("the tiles do not belong to the checkpoint")
-    extra = [f"extra {base64.b64encode(line).decode()}"] if line is not None else []
-    lines = [_HEADER, *extra, f"index {seq - 1}", *(base64.b64encode(item).decode() for item in path), "", ""]
-    return "\n".join(lines).encode() + checkpoint.note
+    return inclusion(seq - 1, path, checkpoint.note, line)
 
 
 def check_inclusion(proof: bytes, keys: Sequence[VerifierKey], line: bytes | None = None) -> Proven:
@@ -69,7 +66,7 @@ def check_inclusion(proof: bytes, keys: Sequence[VerifierKey], line: bytes | Non
         lines = head.decode("ascii").split("\n")
         checkpoint = Checkpoint.parse(note)
         signers = Note.parse(note).signers(keys)
-        if lines.pop(0) != _HEADER:
+        if lines.pop(0) != PROOF:
             raise ProofError("not a tlog-proof")
         if lines and lines[0].startswith("extra "):
             carried = base64.b64decode(lines.pop(0).removeprefix("extra "), validate=True)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from functools import partial
@@ -42,7 +42,7 @@ from hsmcore.errors import (
 )
 from hsmcore.manager.policy.rules import Rows, Rules
 from hsmcore.manager.policy.wants import HOPES, Fence, PayloadPlace
-from hsmcore.state import Store, StoreAway, StoreChanged, StoreNotGenuine, StoreUnknown, domains, positions
+from hsmcore.state import Store, StoreAway, StoreChanged, StoreNotGenuine, StoreUnknown, domains, positions, published
 from hsmcore.state.domains import Binder
 from hsmcore.state.exchange import Answers, Change, answered
 from hsmcore.state.mark import Mark
@@ -104,6 +104,8 @@ class Watermark(Tables):
         self._closing = asyncio.Event()
         self.bound = 0
         """Count of positions that were bound here."""
+        self.on_bound: Callable[[], object] = lambda: None
+        """Called after each transaction: the public log goes on."""
 
     @classmethod
     async def open(cls, config: Config, policy: Policy, fence: Fence | None, audit: AuditLog, binder: Binder) -> Self:
@@ -192,6 +194,7 @@ class Watermark(Tables):
             if self._fence is not None and isinstance(outcome, bool):
                 self._fence.has_bound(*asked.want[:3], new=outcome)
         _answer(group, outcomes)
+        self.on_bound()
 
     async def _taken(self, group: Sequence[Asked], now: int) -> list[Outcome]:
         chains: dict[str, list[int]] = {}  # nearly always one
@@ -381,12 +384,10 @@ class Watermark(Tables):
 
     async def remove(self) -> int:
         """Remove the rows behind the floors, a portion after the other, if this process may. Returns their number."""
-        gone = 0
         if self._store.identity[0] and not await self._store.run(positions.may_remove, turn=False):
-            return gone
-        for domain, mark in (await marks_of(self._store)).items():
-            gone += await self._store.run_out(positions.Removal(domain, mark.floor))
-        return gone
+            return 0
+        floors = await self._store.run(published.removable)
+        return sum([await self._store.run_out(positions.Removal(*one)) for one in floors.items()])
 
     async def close(self) -> None:
         """Wait until everything that was asked for is written, or refused where the server is away."""

@@ -1,0 +1,341 @@
+//! Frames of hsmcore-wire/1, as bytes and as values: a client's half. docs/WIRE.md of hsmcore specifies them.
+
+use std::sync::Arc;
+
+use crate::error::Error;
+pub use crate::tables::*;
+
+/// Bytes before a body.
+pub const HEAD_BYTES: usize = 16;
+const LENGTH_BYTES: usize = 4;
+/// Where the fields of SIGN stand in its frame.
+const TIMEOUT_AT: usize = 17;
+const VERSION_AT: usize = 29;
+/// Where the message of SIGN begins.
+pub const MESSAGE_AT: usize = 33;
+const HOLDER: &str = "\nholder: ";
+
+/// Bytes that are no frame, or none that a gateway sends. The connection is of no more use.
+#[derive(Debug, PartialEq, Eq)]
+pub struct WireError(pub String);
+
+impl From<WireError> for Error {
+    fn from(fault: WireError) -> Self {
+        Error::lost(format!("it does not speak hsmcore-wire/1: {}", fault.0))
+    }
+}
+
+type Read<T> = Result<T, WireError>;
+
+fn bad<T>(says: impl Into<String>) -> Read<T> {
+    Err(WireError(says.into()))
+}
+
+/// A version of a key, as the gateway tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Key {
+    /// The number of its key manager.
+    pub slot: u16,
+    /// Its number.
+    pub version: u32,
+    /// Whether it signs now.
+    pub current: bool,
+    /// What it signs with.
+    pub algorithm: Algorithm,
+    /// Its id on the token.
+    pub id: String,
+    /// 32 bytes of Ed25519; a point of ECDSA.
+    pub public_key: Vec<u8>,
+    /// Bit n is `Kind` n.
+    pub kinds: u16,
+}
+
+/// What the gateway says first.
+#[allow(missing_docs)]
+pub struct Welcome {
+    pub instance: [u8; NONCE_BYTES],
+    pub credits: u32,
+    pub message_bytes: u32,
+    pub batch: u16,
+    pub remember_ms: u32,
+    pub client: String,
+    pub slots: Vec<String>,
+    pub keys: Vec<Key>,
+}
+
+/// A signature, and by what it was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Signature {
+    /// The signature: 64 bytes, of ECDSA r and s.
+    pub bytes: Vec<u8>,
+    /// The key that signed; None if the gateway does not list it.
+    pub key: Option<Arc<Key>>,
+    /// Its number, as the gateway says.
+    pub version: u32,
+    /// The level of failover.
+    pub level: Level,
+    /// The number of the audit record, if there is one.
+    pub audit_seq: Option<u64>,
+}
+
+// ---- what a client sends ---------------------------------------------------------------------------------------------
+
+/// A frame with this body. Number and slot are stamped later.
+fn frame(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
+    let size: usize = parts.iter().map(|one| one.len()).sum();
+    let mut made = Vec::with_capacity(HEAD_BYTES + size);
+    made.extend_from_slice(&u32::try_from(HEAD_BYTES - LENGTH_BYTES + size).unwrap_or(u32::MAX).to_le_bytes());
+    made.extend_from_slice(&[kind, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    parts.iter().for_each(|one| made.extend_from_slice(one));
+    made
+}
+
+/// HELLO. A program's name is cut after 64 bytes or fewer.
+#[must_use]
+pub fn hello(nonce: &[u8; NONCE_BYTES], program: &str) -> Vec<u8> {
+    let mut end = program.len().min(255);
+    while !program.is_char_boundary(end) {
+        end -= 1;
+    }
+    #[allow(clippy::cast_possible_truncation)]
+    frame(HELLO, &[&VERSION.to_le_bytes(), nonce, &[end as u8], &program.as_bytes()[..end]])
+}
+
+/// SIGN, with the least that is known before it is sent.
+#[must_use]
+pub fn sign(message: &[u8], kind: Kind, position: Option<u64>) -> Vec<u8> {
+    let place = position.unwrap_or(0).to_le_bytes();
+    let mut made = frame(SIGN, &[&[kind as u8], &[0; 4], &place, &[0; 4], message]);
+    made[5] = if position.is_some() { HAS_POSITION } else { 0 };
+    made
+}
+
+/// MANAGE. Fails for an id of more than 255 bytes.
+pub fn manage(operation: Operation, key_id: &str) -> Result<Vec<u8>, Error> {
+    let Ok(size) = u8::try_from(key_id.len()) else {
+        return Err(Error::bad_argument("A key's id has at most 255 bytes."));
+    };
+    Ok(frame(MANAGE, &[&[operation as u8, size], key_id.as_bytes()]))
+}
+
+/// PING, with these bytes.
+#[must_use]
+pub fn ping(data: &[u8]) -> Vec<u8> {
+    frame(PING, &[data])
+}
+
+/// CANCEL or ACK.
+#[must_use]
+pub fn about(kind: u8, request: u64) -> Vec<u8> {
+    let mut made = frame(kind, &[]);
+    stamp(&mut made, request, 0);
+    made
+}
+
+/// Say which request it is, and for which key manager.
+pub fn stamp(made: &mut [u8], request: u64, slot: u16) {
+    made[6..8].copy_from_slice(&slot.to_le_bytes());
+    made[8..HEAD_BYTES].copy_from_slice(&request.to_le_bytes());
+}
+
+/// Say by which version a SIGN is to be signed.
+pub fn stamp_version(made: &mut [u8], version: u32) {
+    made[VERSION_AT..MESSAGE_AT].copy_from_slice(&version.to_le_bytes());
+}
+
+/// Say within which time a SIGN is to be answered.
+pub fn stamp_timeout(made: &mut [u8], timeout_ms: u32) {
+    made[TIMEOUT_AT..TIMEOUT_AT + 4].copy_from_slice(&timeout_ms.to_le_bytes());
+}
+
+/// Say whether a SIGN was sent before.
+pub fn stamp_again(made: &mut [u8], again: bool) {
+    made[5] = made[5] & HAS_POSITION | if again { AGAIN } else { 0 };
+}
+
+// ---- what a gateway sends --------------------------------------------------------------------------------------------
+
+/// A frame of a gateway's.
+#[derive(Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Frame<'a> {
+    pub kind: u8,
+    pub slot: u16,
+    pub request: u64,
+    pub body: &'a [u8],
+}
+
+/// The frame with which `data` begins and its size, or how many bytes are needed to say more. As soon as bytes are seen
+/// to be no frame, they are refused.
+pub fn cut(data: &[u8]) -> Read<Result<(Frame<'_>, usize), usize>> {
+    let Some(head) = data.first_chunk::<LENGTH_BYTES>() else { return Ok(Err(LENGTH_BYTES)) };
+    let length = u32::from_le_bytes(*head) as usize;
+    if !(HEAD_BYTES - LENGTH_BYTES..=MOST_BYTES).contains(&length) {
+        return bad(format!("a frame of {length} bytes"));
+    }
+    if data.len() < HEAD_BYTES {
+        return Ok(Err(HEAD_BYTES));
+    }
+    let (kind, size) = (data[4], LENGTH_BYTES + length);
+    if !(WELCOME..=BATCHED).contains(&kind) || data[5] != 0 {
+        return bad(format!("type {kind} with flags {}", data[5]));
+    }
+    if data.len() < size {
+        return Ok(Err(size));
+    }
+    let mut fields = Fields(&data[6..size]);
+    Ok(Ok((Frame { kind, slot: fields.u16()?, request: fields.u64()?, body: fields.0 }, size)))
+}
+
+/// Reads a body field by field.
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    fn raw(&mut self, count: usize) -> Read<&'a [u8]> {
+        let Some((found, rest)) = self.0.split_at_checked(count) else {
+            return bad("a field ends behind the frame");
+        };
+        self.0 = rest;
+        Ok(found)
+    }
+
+    fn fixed<const N: usize>(&mut self) -> Read<[u8; N]> {
+        Ok(self.raw(N)?.try_into().expect("so many bytes were taken"))
+    }
+
+    fn u8(&mut self) -> Read<u8> {
+        Ok(self.fixed::<1>()?[0])
+    }
+
+    fn u16(&mut self) -> Read<u16> {
+        Ok(u16::from_le_bytes(self.fixed()?))
+    }
+
+    fn u32(&mut self) -> Read<u32> {
+        Ok(u32::from_le_bytes(self.fixed()?))
+    }
+
+    fn u64(&mut self) -> Read<u64> {
+        Ok(u64::from_le_bytes(self.fixed()?))
+    }
+
+    fn text(&mut self, size: usize) -> Read<String> {
+        String::from_utf8(self.raw(size)?.to_vec()).or_else(|_| bad("a text that is not UTF-8"))
+    }
+
+    fn text8(&mut self) -> Read<String> {
+        let size = self.u8()?;
+        self.text(size.into())
+    }
+
+    /// Grows with what is there, not with the number that a gateway says.
+    fn list<T>(&mut self, mut one: impl FnMut(&mut Self) -> Read<T>) -> Read<Vec<T>> {
+        let count = self.u16()?;
+        (0..count).map(|_| one(self)).collect()
+    }
+
+    fn key(&mut self) -> Read<Key> {
+        let (slot, version, state, algorithm) = (self.u16()?, self.u32()?, self.u8()?, self.u8()?);
+        if state > 1 || algorithm == 0 {
+            return bad(format!("state {state}, algorithm {algorithm} of a key"));
+        }
+        let (algorithm, id, size) = (named(Algorithm::ALL, algorithm)?, self.text8()?, self.u8()?);
+        let public_key = self.raw(size.into())?.to_vec();
+        Ok(Key { slot, version, current: state == 1, algorithm, id, public_key, kinds: self.u16()? })
+    }
+}
+
+/// Read a body of which nothing may be left.
+fn whole<'a, T>(body: &'a [u8], read: impl FnOnce(&mut Fields<'a>) -> Read<T>) -> Read<T> {
+    let mut fields = Fields(body);
+    let found = read(&mut fields)?;
+    if fields.0.is_empty() {
+        Ok(found)
+    } else {
+        bad("bytes behind the last field")
+    }
+}
+
+fn named<T: Copy>(names: &[T], number: u8) -> Read<T> {
+    names.get(usize::from(number)).copied().map_or_else(|| bad(format!("number {number} means nothing")), Ok)
+}
+
+/// Read WELCOME.
+pub fn read_welcome(body: &[u8]) -> Read<Welcome> {
+    whole(body, |fields| {
+        let version = fields.u16()?;
+        if version != VERSION {
+            return bad(format!("version {version} of the protocol; this is {VERSION}"));
+        }
+        Ok(Welcome {
+            instance: fields.fixed()?,
+            credits: fields.u32()?,
+            message_bytes: fields.u32()?,
+            batch: fields.u16()?,
+            remember_ms: fields.u32()?,
+            client: fields.text8()?,
+            slots: fields.list(Fields::text8)?,
+            keys: fields.list(Fields::key)?,
+        })
+    })
+}
+
+/// Read KEYS.
+pub fn read_keys(body: &[u8]) -> Read<Vec<Key>> {
+    whole(body, |fields| fields.list(Fields::key))
+}
+
+/// Read SIGNED. Which key it is, the connection knows.
+pub fn read_signed(body: &[u8]) -> Read<Signature> {
+    whole(body, |fields| {
+        let (version, level, record) = (fields.u32()?, named(Level::ALL, fields.u8()?)?, fields.u64()?);
+        let (bytes, audit_seq) = (fields.raw(fields.0.len())?.to_vec(), (record != NO_RECORD).then_some(record));
+        Ok(Signature { bytes, key: None, version, level, audit_seq })
+    })
+}
+
+/// Read ERROR.
+pub fn read_error(body: &[u8]) -> Read<Error> {
+    whole(body, |fields| {
+        let flags = fields.u8()?;
+        if flags > RETRYABLE | MAYBE_SIGNED {
+            return bad(format!("flags {flags} of an error"));
+        }
+        let (retry_after_ms, status, _class, size) = (fields.u32()?, fields.text8()?, fields.text8()?, fields.u16()?);
+        let says = fields.text(size.into())?;
+        let code = Code::ALL.iter().copied().find(|one| one.name() == status).unwrap_or(Code::Other);
+        let (text, holder) = match says.split_once(HOLDER) {
+            Some((text, holder)) if code == Code::NotHolder => (text.into(), holder.into()),
+            _ if code == Code::Other => (format!("{status}: {says}"), String::new()),
+            _ => (says, String::new()),
+        };
+        let (retryable, maybe_signed) = (flags & RETRYABLE != 0, flags & MAYBE_SIGNED != 0);
+        Ok(Error { code, retryable, maybe_signed, retry_after_ms, request: None, holder, text })
+    })
+}
+
+/// Read GOAWAY: the milliseconds that are left, and why.
+pub fn read_goaway(body: &[u8]) -> Read<(u32, String)> {
+    whole(body, |fields| Ok((fields.u32()?, fields.text8()?)))
+}
+
+/// Read CREDIT.
+pub fn read_credit(body: &[u8]) -> Read<u32> {
+    whole(body, Fields::u32)
+}
+
+/// Read PONG: what PING had.
+pub fn read_pong(body: &[u8]) -> Read<&[u8]> {
+    if body.len() > MOST_PING {
+        bad("a long PONG")
+    } else {
+        Ok(body)
+    }
+}
+
+/// Read DONE.
+pub fn read_done(body: &[u8]) -> Read<String> {
+    Fields(body).text(body.len())
+}
