@@ -1,4 +1,4 @@
-# Part of _native.pyx: the ordinary frames of hsmcore-wire/1, a whole read at a time, and what takes an answer in place
+# Part of _native.pyx: the ordinary frames of hsmcore-wire/1, made from values, and what takes an answer in place
 # of a future. What is not ordinary is left to core/hsmcore/gateway/wire, which does all of this in Python.
 
 from contextvars import copy_context
@@ -60,69 +60,7 @@ cdef object _shaped(object shape, tuple items):
     return made
 
 
-def cut_frames(bytes data not None, Py_ssize_t at, Py_ssize_t most, bytes flags not None, tuple types not None,
-               object shape, dict open=None):
-    """Cut frames from `at` on, `most` at most. `flags` and `types`: by the number of a type, the flags that it may have
-    and what it is. `shape`: of a frame, a named tuple. `open`: a client's requests by number; SIGNED settles the future
-    of one that says by `expects` which version it has to be, 0 for any; of others that is negative. Returns the other
-    frames, where the rest begins, how many bytes of it are needed, or 0 if what comes there is no frame, and how many
-    requests were settled."""
-    cdef const uint8_t *begin = <const uint8_t *>PyBytes_AS_STRING(data)
-    cdef Py_ssize_t end = PyBytes_GET_SIZE(data)
-    cdef const uint8_t *allowed = <const uint8_t *>PyBytes_AS_STRING(flags)
-    cdef list frames = []
-    cdef hsm_frame frame
-    cdef hsm_cut found
-    cdef size_t size = 4
-    cdef Py_ssize_t settled = 0
-    if at < 0 or at > end or PyBytes_GET_SIZE(flags) != 256 or len(types) != 256:
-        raise BadArgument("outside the data")
-    while PyList_GET_SIZE(frames) < most:
-        size = <size_t>(end - at)
-        found = hsm_frame_cut(begin + at, &size, allowed, &frame)
-        if found != HSM_CUT_FRAME:
-            return frames, at, size if found == HSM_CUT_MORE else 0, settled
-        at += <Py_ssize_t>size
-        if open is not None and frame.type == HSM_FRAME_SIGNED and _settles(open, &frame):
-            settled += 1
-            continue
-        body = PyBytes_FromStringAndSize(<const char *>frame.body, frame.body_len)
-        frames.append(_shaped(shape, (types[frame.type], frame.flags, frame.slot, frame.request, body)))
-    return frames, at, 4, settled
-
-
-cdef bint _settles(dict open, const hsm_frame *frame) except -1:
-    """Settle the request that a frame answers in the ordinary way; returns whether it does."""
-    cdef hsm_frame_signed answer
-    cdef object number = frame.request
-    cdef PyObject *known = PyDict_GetItemWithError(open, number)
-    cdef RequestFields request
-    if known == NULL or not hsm_frame_read_signed(frame, &answer) or answer.level > 3:
-        return False
-    request = <RequestFields?><object>known
-    if request.expects < 0 or (request.expects and request.expects != answer.version):
-        return False
-    del open[number]
-    _set_result(request.future, PyBytes_FromStringAndSize(<const char *>answer.signature, answer.signature_len))
-    return True
-
-
-def read_sign(uint8_t flags, bytes body not None, object shape, tuple kinds not None):
-    """What SIGN says, as a named tuple of this shape: kind, timeout in ms, position or None, version, message. None for
-    a kind without a name in `kinds`, and for fields that do not fit."""
-    cdef hsm_frame frame
-    cdef hsm_frame_sign sign
-    frame.flags = flags
-    frame.body = <const uint8_t *>PyBytes_AS_STRING(body)
-    frame.body_len = <uint32_t>PyBytes_GET_SIZE(body)
-    if not hsm_frame_read_sign(&frame, &sign) or sign.kind >= len(kinds):
-        return None
-    position = sign.position if flags & HSM_FRAME_POSITION else None
-    message = PyBytes_FromStringAndSize(<const char *>sign.message, sign.message_len)
-    return _shaped(shape, (kinds[sign.kind], sign.timeout_ms, position, sign.version, message))
-
-
-def write_signed(uint64_t request, uint32_t version, uint8_t level, uint64_t audit_seq, bytes signature not None):
+cdef bytes _signed_frame(uint64_t request, uint32_t version, uint8_t level, uint64_t audit_seq, bytes signature):
     """SIGNED, as a frame."""
     cdef hsm_frame frame
     cdef hsm_frame_signed answer
@@ -280,9 +218,11 @@ CANCELLED = object()
 
 @cython.final
 cdef class AnswerQueue:
-    """The answers of an iteration of the event loop, which go on together in the next."""
+    """The answers of an iteration of the event loop, which go on together: when an engine's are drained, else in the
+    next iteration."""
 
     cdef object _call_soon
+    cdef bint _draining  # see _take_together
     cdef object _go_on
     cdef object _context
     cdef list _ready
@@ -294,12 +234,14 @@ cdef class AnswerQueue:
 
     cdef int _collect(self, Waiter waiter) except -1:
         self._ready.append(waiter)
-        if PyList_GET_SIZE(self._ready) == 1:
+        if PyList_GET_SIZE(self._ready) == 1 and not self._draining:
             self._call_soon(self._deliver, context=self._context)
         return 0
 
     def _deliver(self):
         cdef list ready = self._ready
+        if not PyList_GET_SIZE(ready):
+            return
         self._ready = []
         for waiter in ready:
             for told, context in (<Waiter>waiter)._told or ():

@@ -155,7 +155,7 @@ cdef class ReplayTable:
             raise error
         return None
 
-    def lacks(self, uint64_t number, double before):
+    cpdef str lacks(self, uint64_t number, double before):
         """What a new request lacks that must be remembered, "memory" or "gaps"; or "". Nothing is forgotten for it, but
         ranges from before this time."""
         if self._room.used >= self._room.most:
@@ -166,13 +166,19 @@ cdef class ReplayTable:
         self._count_gaps()
         return "" if found else "gaps"
 
-    def begin(self, number, tuple contents not None, request, double now):
+    cdef bint _is_new(self, uint64_t number, double before) except -1:
+        """Whether a number was not taken, and there is room for it."""
+        if number <= self._taken.newest and self._taken._gap(number) < 0:
+            return False
+        return self.lacks(number, before) == ""
+
+    cpdef begin(self, number, tuple contents, request, double now):
         """A new request is open from now on. There is room for it."""
         self.open[number] = contents, request
         if self._taken._take(number, now):
             self._count_gaps()
 
-    def close(self, number, bytes answer, double now):
+    cpdef close(self, number, bytes answer, double now):
         """An open request is answered. None: the answer need not be remembered, nothing was done."""
         cdef tuple contents = (<tuple>self.open.pop(number))[0]
         cdef Py_ssize_t size
@@ -215,13 +221,22 @@ cdef object _same(object number, tuple asked, tuple known):
 
 
 cdef class Flow:
-    """What one client asks for. `weight`: its share in relation to the others'. The rest is for FairQueue."""
+    """What one client asks for. `weight`: its share in relation to the others'. The rest is for its FairQueue."""
 
     cdef readonly Py_ssize_t weight
     cdef double _finish  # when what it has had so far would be done at its share, in virtual time
     cdef readonly object waiting
     """Work that waits, in its order, and what it costs; of work that has begun, what is left."""
     cdef bint _listed
+    cdef bint _lately  # whether it is one of those that have asked lately
+    cdef readonly Py_ssize_t under_way
+    cdef Py_ssize_t _peak  # the most that was under way lately
+    cdef Py_ssize_t _newer  # and in the newer half of that time
+    cdef public Py_ssize_t open
+    """As of a CallerAccount, which a flow is, too, in a gateway; `most`, `rate` and `held` as well."""
+    cdef public Py_ssize_t most
+    cdef public object rate
+    cdef public object held
 
     def __init__(self, Py_ssize_t weight=1):
         self.weight, self.waiting = weight, OrderedDict()
@@ -231,7 +246,7 @@ cdef class Flow:
         return cls
 
 
-# Times as much as a flow that is alone may have under way: so much is begun before it counts as alone.
+# Times as much as a flow that is alone may have under way: so much is begun in half of what counts as lately.
 cdef Py_ssize_t _LATELY = 4
 # Of what may be under way, a large piece of work takes such a part at a time: the others keep the keys busy.
 cdef Py_ssize_t _PIECES = 4
@@ -241,21 +256,30 @@ cdef Py_ssize_t _PIECES = 4
 cdef class FairQueue:
     """Lets work begin while less than `most` is under way, and else in its turn: start-time fair queueing. While
     several flows wait, each gets of what there is by its weight, whatever it asks for; one that asked for nothing has
-    saved nothing. Work that costs much begins in pieces, between which others have their turns."""
+    saved nothing. Work that costs much begins in pieces, between which others have their turns.
+
+    What is under way is not overtaken, and one that has little under way waits behind all of it. So beyond `busy` a
+    flow has no more under way than the others had on an average lately, by its weight, and one piece."""
 
     cdef Py_ssize_t _most
+    cdef Py_ssize_t _busy
     cdef Py_ssize_t _alone
     cdef public Py_ssize_t under_way
-    cdef Flow _last
-    cdef Py_ssize_t _shared  # so much work is begun before the flow that asked last counts as the only one
+    cdef list _lately  # flows that have asked, or have something under way
+    cdef Py_ssize_t _weights  # theirs
+    cdef Py_ssize_t _held  # what each has had under way at most
+    cdef Py_ssize_t _left  # until the older half of it is forgotten, so much begins
     cdef double _now
     # The flows in which work waits: when the first piece begins, in virtual time; then in the order of entry.
     cdef list _order
     cdef uint64_t _entries
 
-    def __init__(self, Py_ssize_t most, Py_ssize_t alone=0):
-        """`alone`: as `most`, while one flow is the only one that has asked for anything lately; 0: the same."""
-        self._most, self._alone, self._order = most, max(alone, most), []
+    def __init__(self, Py_ssize_t most, Py_ssize_t alone=0, Py_ssize_t busy=-1):
+        """`alone`: as `most`, while one flow is the only one that has asked for anything lately; 0: the same. `busy`:
+        what keeps the keys busy; -1: `most`."""
+        self._most, self._alone, self._order, self._lately = most, max(alone, most), [], []
+        self._busy = most if busy < 0 else busy
+        self._left = _LATELY * self._alone
 
     @classmethod
     def __class_getitem__(cls, _of):
@@ -272,12 +296,21 @@ cdef class FairQueue:
         return self._now_most()
 
     cdef Py_ssize_t _now_most(self) noexcept:
-        return self._most if self._shared > 0 else self._alone
+        return self._most if PyList_GET_SIZE(self._lately) > 1 else self._alone
 
-    def begins(self, Flow flow not None):
+    cdef Py_ssize_t _share(self, Flow flow) noexcept:
+        """What others have had under way on an average, for a flow of this weight."""
+        cdef Py_ssize_t weights = self._weights - flow.weight
+        return self._alone if weights == 0 else (self._held - flow._peak) * flow.weight // weights
+
+    cdef Py_ssize_t _room(self, Flow flow) noexcept:
+        """How much more of a flow may be under way, by its share."""
+        return max(self._busy - self.under_way, self._share(flow) + 1 - flow.under_way)
+
+    cpdef bint begins(self, Flow flow) except -1:
         """Ask for a turn for a work of cost 1 that has it now: returns whether it has. Else `take` is to be called."""
         self._asks(flow)
-        if PyList_GET_SIZE(self._order) or self.under_way >= self._now_most():
+        if PyList_GET_SIZE(self._order) or self.under_way >= self._now_most() or self._room(flow) < 1:
             return False
         self._begin(flow, max(self._now, flow._finish), 1)
         return True
@@ -292,9 +325,10 @@ cdef class FairQueue:
         self._list(flow)
         return self._next()
 
-    def free(self, Py_ssize_t cost=1):
-        """So much is done: return what begins now, as `take`."""
+    cpdef list free(self, Flow flow, Py_ssize_t cost=1):
+        """So much of a flow is done: return what begins now, as `take`."""
         self.under_way -= cost
+        flow.under_way -= cost
         return self._next() if PyList_GET_SIZE(self._order) else []
 
     def withdraw(self, Flow flow not None, work):
@@ -303,15 +337,38 @@ cdef class FairQueue:
         return self._next()
 
     cdef int _asks(self, Flow flow) except -1:
-        if flow is not self._last:
-            self._shared = 0 if self._last is None else _LATELY * self._alone
-            self._last = flow
+        if not flow._lately:
+            flow._lately = True
+            self._lately.append(flow)
+            self._weights += flow.weight
         return 0
 
     cdef int _begin(self, Flow flow, double start, Py_ssize_t cost) except -1:
         self._now, flow._finish = start, start + <double>cost / <double>flow.weight
         self.under_way += cost
-        self._shared -= cost
+        flow.under_way += cost
+        flow._newer = max(flow._newer, min(flow.under_way, self._most))
+        if flow._newer > flow._peak:
+            self._held += flow._newer - flow._peak
+            flow._peak = flow._newer
+        self._left -= cost
+        if self._left <= 0:
+            self._forget()
+        return 0
+
+    cdef int _forget(self) except -1:
+        """Of what was under way, and of who asked, only the newer half counts."""
+        cdef Flow flow
+        cdef list before = self._lately
+        self._left = _LATELY * self._alone
+        self._lately, self._weights, self._held = [], 0, 0
+        for one in before:
+            flow = <Flow>one
+            flow._peak, flow._newer = flow._newer, min(flow.under_way, self._most)
+            flow._lately = False
+            if flow._peak or flow.waiting:
+                self._asks(flow)
+                self._held += flow._peak
         return 0
 
     cdef int _list(self, Flow flow) except -1:
@@ -322,16 +379,21 @@ cdef class FairQueue:
         return 0
 
     cdef list _next(self):
-        cdef list begun = []
+        cdef list begun = [], full = []
         cdef Flow flow
-        cdef Py_ssize_t piece, left
-        while self._order:
-            start, _, flow = self._order[0]
+        cdef Py_ssize_t piece, left, most, room
+        while self._order and self.under_way < (most := self._now_most()):
+            entry = self._order[0]
+            start, _, flow = entry
             if flow.waiting:
                 work, waits = next(iter(flow.waiting.items()))
-                left = waits
-                piece = min(left, max(self._now_most() // _PIECES, 1))
-                if self.under_way + piece > self._now_most():
+                left, room = waits, self._room(flow)
+                piece = max(min(most // _PIECES, max(self._busy, self._share(flow)) // 2), 1)
+                piece = min(left, piece if flow.under_way else min(piece, room))
+                if piece > room:  # others do not wait for that
+                    full.append(heappop(self._order))
+                    continue
+                if self.under_way + piece > most:
                     break
                 if piece < left:
                     flow.waiting[work] = left - piece
@@ -343,4 +405,6 @@ cdef class FairQueue:
             flow._listed = False
             if flow.waiting:
                 self._list(flow)
+        for entry in full:
+            heappush(self._order, entry)
         return begun

@@ -37,8 +37,8 @@ cdef class Requests(Publisher):
     cdef object _fds
     cdef object _on_overdue
     cdef dict _limits  # by key: most bytes of a message, and the limit's name
-    cdef public object place
-    """What the engine is to whoever routes requests to it: see Routes."""
+    cdef public object place  # what the engine is to whoever routes requests to it: see Routes
+    cdef AnswerQueue _answers  # of the last waiter that is one; None: there was none
     cdef dict _signers  # of receipts, by key: (its id, public key, member, level)
     cdef object _fall_back  # of Routes
     cdef readonly uint64_t completed
@@ -166,9 +166,8 @@ cdef class Requests(Publisher):
         return self._ask(message, self._timeout_ns(timeout), key, extra, OWN if own else 0, None)
 
     def ask(self, message, timeout=None, uint32_t key=0, bytes extra=None, bint gather=False, Waiter waiter=None):
-        """Sign one message: a future of its Receipt, or `waiter`, which takes it. `gather`: the workers are told once,
-        at the end of this iteration of the event loop: the caller may take longer from one message to the next than a
-        fast module needs to sign. Raises HsmError."""
+        """Sign one message: a future of its Receipt, or `waiter`, which takes it. `gather`: the workers are told at the
+        end of this iteration of the loop: a fast module may sign sooner than the next message comes. Raises HsmError."""
         if gather:
             self._gather(self._counts().slots)
         return self._ask(message, self._timeout_ns(timeout), key, extra, RECEIPT, None, waiter)
@@ -201,6 +200,8 @@ cdef class Requests(Publisher):
                 _replace(self._waiters.onlys, <Py_ssize_t><uint32_t>answer.request, only)
         try:
             future = self._new_future() if waiter is None else waiter
+            if waiter is not None:
+                self._answers = waiter._answers
             self._waiters.name(answer.request, future)
         except BaseException:
             self._cancel(answer.request)
@@ -334,8 +335,7 @@ cdef class Requests(Publisher):
             raise self._failure(HSM_CLOSED)
         if self._down is not None:
             raise _knowing(error_of(self._down, member=self._member), False)
-        # The running loop is the only one of its thread. Asking for it by asyncio.get_running_loop costs a getpid
-        # system call in Python 3.11.
+        # The running loop is the only one of its thread; in Python 3.11 get_running_loop is a system call.
         if PyThread_get_thread_ident() != self._thread or not self._loop_is_running():
             raise WrongEventLoop("used outside the event loop that initialized it", member=self._member)
         if self._lease is not None and self._lease.is_late(tag):
@@ -410,7 +410,7 @@ cdef class Requests(Publisher):
         """Called by the loop when the rings' descriptor is readable."""
         if self._client != NULL:
             hsm_requests_wake_clear(self._table)
-            self._take()
+            _take_together(self, self._answers if self._fds is not None else None)
 
     cdef int _take(self) except -1:
         """Take every answer and give it to its waiter."""

@@ -441,8 +441,8 @@ def cut_frames(
     types: tuple[Any, ...],
     shape: type,
     open: dict[int, Any] | None = None,
+    signs: SignIntake | None = None,
 ) -> tuple[list[Any], int, int, int]: ...
-def read_sign(flags: int, body: bytes, shape: type, kinds: tuple[str, ...]) -> Any: ...
 
 @final
 class SeenIds:
@@ -486,19 +486,73 @@ class Flow(Generic[_T]):
 
     weight: int
     waiting: dict[_T, int]
+    under_way: int
+    open: int
+    most: int
+    rate: Any
+    held: Any
     def __init__(self, weight: int = 1) -> None: ...
+
+class RequestOfClient(Waiter):
+    """What a gateway keeps of a request."""
+
+    queue: Any
+    account: Any
+    start: Any
+    context: Any
+    running: Any
+    counter: Any
+    operation: Any
+    what: Any
+    connection: Any
+    session: Any
+    contents: Any
+    others: Any
+    number: int
+    timeout: float
+    until: float
+    held_until: float
+    cost: int
+    size: int
+    ended: bool
+    takes_turn: bool
+
+@final
+class SignIntake:
+    """Takes ordinary SIGNs of a connection."""
+
+    def __init__(
+        self,
+        connection: object,
+        session: ReplayTable,
+        counters: tuple[Any, ...],
+        context: Context,
+        operation: object,
+        request: type,
+        type: int,
+        shape: type,
+        kinds: tuple[str, ...],
+        size: int,
+        forgets: float,
+    ) -> None: ...
+    def begins(self, now: float) -> None: ...
+    def taken(self) -> tuple[int, list[Any], list[Any]]: ...
+
+def answer_signs(
+    requests: list[Any], turns: FairQueue[Any], levels: dict[str, int], no_record: int
+) -> tuple[list[Any], list[tuple[Any, int]]]: ...
 
 @final
 class FairQueue(Generic[_T]):
     """Whose turn it is: start-time fair queueing."""
 
     under_way: int
-    def __init__(self, most: int, alone: int = 0) -> None: ...
+    def __init__(self, most: int, alone: int = 0, busy: int = -1) -> None: ...
     @property
     def waiting(self) -> int: ...
     @property
     def most(self) -> int: ...
     def begins(self, flow: Flow[_T]) -> bool: ...
     def take(self, flow: Flow[_T], work: _T, cost: int = 1) -> list[tuple[_T, int]]: ...
-    def free(self, cost: int = 1) -> list[tuple[_T, int]]: ...
+    def free(self, flow: Flow[_T], cost: int = 1) -> list[tuple[_T, int]]: ...
     def withdraw(self, flow: Flow[_T], work: _T) -> list[tuple[_T, int]]: ...

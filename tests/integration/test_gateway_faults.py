@@ -509,6 +509,24 @@ async def test_callers_that_gave_up_take_no_room(path):
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def test_one_that_is_alone_is_sent_at_once(path):
+    """Not in the next iteration of the event loop: nothing may come that it could be sent with."""
+    async with FakeGateway(path) as fake, Client(f"unix:{path}") as km:
+        fake.answer = silent
+        sent, [link] = [], km._connections.links
+        link.send = sent.append
+        asked = [km.sign(b"alone"), km.sign(b"another")]
+        waits = [asked[0].send(None)]
+        assert [data.endswith(b"alone") for data in sent] == [True]
+        waits.append(asked[1].send(None))
+        assert len(sent) == 1
+        await asyncio.sleep(0)
+        assert [data.endswith(b"another") for data in sent] == [False, True]
+        for future, one in zip(waits, asked, strict=True):
+            future.cancel()
+            one.close()
+
+
 async def test_close_waits_for_what_is_open(path):
     async with FakeGateway(path) as fake:
         held = []

@@ -17,7 +17,7 @@ from tests.support.vault_site import TOKEN, b64
 from tests.support.wire import read_signed
 from tests.support.wire_site import ME, many, sign, site
 
-from hsmcore.gateway import Client
+from hsmcore.gateway import Client, jobs
 from hsmcore.gateway.connection import GatewayConnection
 from hsmcore.gateway.intake import (
     AT_ONCE,
@@ -100,20 +100,22 @@ async def test_a_flood_of_one_client_does_not_keep_another_from_its_turn(world, 
 def counted_for(monkeypatch, name):
     """How many signatures there were from the admission of each request of a client to its answer. What its bytes wait
     for on their way is not counted."""
-    found, began, enter, end = [], {}, Queue.enter, Queue.end
+    found, began, go_on, answer = [], {}, Queue.go_on, jobs.answer_signs
 
-    def entered(queue, job):
-        if job.account.client.name == name:
-            began[job] = signed(job.counter.manager)
-        enter(queue, job)
+    def entered(queue, begun, waits):
+        begun, waits = list(begun), list(waits)
+        for job in (*begun, *waits):
+            if job.account.client.name == name:
+                began[job] = signed(job.counter.manager)
+        go_on(queue, begun, waits)
 
-    def ended(queue, job, outcome):
-        if job in began:
-            found.append(signed(job.counter.manager) - began.pop(job))
-        end(queue, job, outcome)
+    def answered(requests, *rest):
+        known = [job for job in requests if job in began]
+        found.extend(signed(job.counter.manager) - began.pop(job) for job in known)
+        return answer(requests, *rest)
 
-    monkeypatch.setattr(Queue, "enter", entered)
-    monkeypatch.setattr(Queue, "end", ended)
+    monkeypatch.setattr(Queue, "go_on", entered)
+    monkeypatch.setattr(jobs, "answer_signs", answered)
     return found
 
 

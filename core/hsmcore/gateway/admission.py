@@ -43,6 +43,8 @@ class ClientKey:
         self.managing = OpenWork(client, MANAGING)
         self.accounts = self.account, self.managing
         self.policy = self.manager.config.key_manager.policy
+        self.in_context = self.policy is not None or self.manager.audit.enabled
+        """Whether a record or a caller's rules depend on the context that a request begins in."""
         self.timeout = self.manager.config.key_manager.request_timeout_ms / 1e3
         self.longest = max(desk.settings.max_timeout_ms / 1e3, self.timeout)
         """Seconds that a request may take, whatever its client says."""
@@ -124,9 +126,10 @@ class Admission:
         self.managers, self.settings = managers, settings
         self.directory = Directory(settings.clients)
         most = settings.in_flight
+        enough = {name: _enough_for(manager) for name, manager in managers.items()}
         self.queues = {
-            name: Queue(_enough_for(manager), _ALONE) if most is None else Queue(most)
-            for name, manager in managers.items()
+            name: Queue(max(_FEW, busy), busy, _ALONE) if most is None else Queue(most, busy)
+            for name, busy in enough.items()
         }
         """What is at one key manager, however slow, keeps nothing from another."""
         self.versions = {name: Versions(manager) for name, manager in managers.items()}
@@ -228,7 +231,7 @@ def _enough_for(manager: KeyManager) -> int:
     """Return how many messages keep all members busy: one in each session, and one that follows it."""
     members = [provider.config for _, provider in manager.config.key_manager.members()]
     sessions = sum(getattr(member, "sessions", 0) or getattr(member, "concurrency", 0) for member in members)
-    return max(_FEW, 2 * sessions)
+    return 2 * sessions
 
 
 def _signing(manager: KeyManager) -> bytes:

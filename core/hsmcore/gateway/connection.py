@@ -7,17 +7,19 @@ from collections.abc import Callable
 from contextvars import Context
 from functools import partial
 from math import inf
-from typing import ClassVar, Final
+from typing import Final
 
+from hsmcore._native import SignIntake
 from hsmcore.base.listening.connections import Connection as Place
 from hsmcore.base.log import get_logger
 from hsmcore.errors import BadArgument, HsmError, PolicyRefused, RequestCancelled
 from hsmcore.gateway.admission import ClientKey
 from hsmcore.gateway.clients import COME_BACK_MS, CameBy, KnownClient, ending
-from hsmcore.gateway.intake import MESSAGE_COST, PLAIN_COST, REFUSAL_COST, FrameIntake
+from hsmcore.gateway.intake import MESSAGE_COST, PLAIN_COST, REFUSAL_COST, SIGN_COST, FrameIntake
 from hsmcore.gateway.jobs import late
 from hsmcore.gateway.operations import OPERATIONS, Operation
 from hsmcore.gateway.replay import REMEMBER_SECONDS, ReplaySession
+from hsmcore.gateway.sending import AnswerSender
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import (
     CLIENT_TYPES,
@@ -28,7 +30,7 @@ from hsmcore.gateway.wire.frames import (
     UnknownKind,
     WireError,
 )
-from hsmcore.gateway.wire_requests import NAMED, ServedRequest, WireFace, named
+from hsmcore.gateway.wire_requests import NAMED, ServedRequest, WireFace, have_turns, intake_of, named
 from hsmcore.manager.policy.callers import full
 
 BATCH: Final = 1024
@@ -45,35 +47,27 @@ LEAST_BYTES: Final = 1024
 HELD_BYTES: Final = 1 << 18
 """Requests that wait for room; beyond it, its frames are not read. Until then CANCEL, ACK and PING behind them are."""
 _LENGTH: Final = 4
-AT_ONCE: Final = 16
-"""Answers that are sent together, at most: while their client takes them, the next ones are made. With all of a turn in
-one write, each side stands still while the other works."""
 
 
-class GatewayConnection(asyncio.Protocol):
+class GatewayConnection(AnswerSender):
     """Belongs to the event loop of the key managers."""
-
-    counts: ClassVar = True
-    """Whether its requests are counted here, and end with a drain."""
 
     def __init__(
         self, server: WireFace, open_ones: set[GatewayConnection], place: Place, way: CameBy, client: KnownClient
     ) -> None:
         """`open_ones`: where it stands while it is open. `way`: where it comes from."""
-        self.server, self._open_ones, self.place, self.way, self.peer = server, open_ones, place, way, way.peer
-        self.client = client
+        super().__init__(server, client)
+        self._open_ones, self.place, self.way, self.peer = open_ones, place, way, way.peer
         self.session: ReplaySession[ServedRequest] | None = None
         """None before HELLO."""
         self.frames = 0
         """Read so far."""
         self.stalled = self._moved = self._came = 0
-        self._loop = server.loop
-        self._transport: asyncio.Transport | None = None
         self._splitter = Splitter(CLIENT_TYPES)
         self._begun = b""
-        self._out: list[bytes] = []
         self._overdue: asyncio.TimerHandle | None = None
         self._intake: FrameIntake | None = None
+        self._signs: SignIntake | None = None
         self.behind = False
         self._cost = 0
         """Of the frames that are taken now, in microseconds."""
@@ -156,17 +150,13 @@ class GatewayConnection(asyncio.Protocol):
         self._cost = 0
         if self._takes:
             try:
-                for frame in self._splitter.cut(most):
-                    if self._ended:
-                        break
-                    self.frames += 1
-                    operation = OPERATIONS[frame.type]
-                    if operation is None:
-                        self._cost += PLAIN_COST
-                        self._handlers[frame.type](frame)
-                    else:
-                        self._cost += operation.cost
-                        self._ask(frame, operation)
+                while most > 0 and self._splitter.ready:
+                    frames = self._cut(most)
+                    most -= len(frames) + self._splitter.settled
+                    for frame in frames:
+                        if self._ended:
+                            break
+                        self._take(frame)
             except WireError as error:
                 self.fail(str(error))
         takes, ready = self._takes, self._splitter.ready
@@ -174,6 +164,29 @@ class GatewayConnection(asyncio.Protocol):
         if self._reads != (takes and not ready):
             self._read(not self._reads)
         return self._cost
+
+    def _cut(self, most: int) -> list[Frame]:
+        """Take ordinary SIGNs, and return what comes behind them."""
+        splitter, signs = self._splitter, self._signs
+        if signs is None or self._ended or self._leaving or (self.counts and self.server.draining):
+            return splitter.cut(most)
+        signs.begins(self.server.now)
+        frames = splitter.cut(most, signs=signs)
+        if splitter.settled:
+            taken = have_turns(signs)
+            self.frames += taken
+            self._cost += taken * SIGN_COST
+        return frames
+
+    def _take(self, frame: Frame) -> None:
+        self.frames += 1
+        operation = OPERATIONS[frame.type]
+        if operation is None:
+            self._cost += PLAIN_COST
+            self._handlers[frame.type](frame)
+        else:
+            self._cost += operation.cost
+            self._ask(frame, operation)
 
     @property
     def _takes(self) -> bool:
@@ -256,6 +269,7 @@ class GatewayConnection(asyncio.Protocol):
         self._intake = client.intake
         counters = self._counters = desk.counters(client)
         keys = self._sent_keys = desk.keys(client)
+        self._signs = intake_of(self, self.session, counters, self.context)
         most, size = client.rules.in_flight, min(one.message_bytes for one in counters)
         limits = most, size, min(BATCH, most), int(REMEMBER_SECONDS * 1e3)
         slots = tuple(one.name for one in counters)
@@ -371,23 +385,6 @@ class GatewayConnection(asyncio.Protocol):
         self._offer()
 
     # Answers.
-
-    def send(self, data: bytes, *, last: bool = False) -> None:
-        """Send a frame with others of this turn of the event loop, at most AT_ONCE; at once if it is the `last` one."""
-        if self._transport is None:
-            return
-        self._out.append(data)
-        if last or len(self._out) == AT_ONCE:
-            self._flush()
-        elif len(self._out) == 1:
-            self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        data = b"".join(self._out)
-        self._out.clear()
-        if self._transport is not None and data:
-            self.server.bytes_out += len(data)
-            self._transport.write(data)
 
     def _refuse(self, number: int, error: HsmError) -> None:
         """Answer a request of which nothing was begun. That is not remembered."""

@@ -59,6 +59,7 @@ class FrameIntake:
         """Below 0: what was taken cost more than there was, which is owed."""
         self._waiting: deque[FrameSource] = deque()
         self._renewing = False
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def offer(self, source: FrameSource) -> None:
         """A connection has frames, and is not waiting here."""
@@ -71,7 +72,9 @@ class FrameIntake:
         self._left -= cost
 
     def _serve(self) -> None:
-        loop, crowd = asyncio.get_running_loop(), self.crowd
+        loop, crowd = self._loop, self.crowd
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
         now = loop.time()
         if crowd.last is not self:
             crowd.last, crowd.other_at = self, crowd.last_at

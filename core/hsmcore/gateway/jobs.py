@@ -4,39 +4,29 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from contextvars import Context, copy_context
 from functools import cached_property
 from time import monotonic
 from typing import Any, Final
 
-from hsmcore._native import AnswerQueue, FairQueue, Waiter
+from hsmcore._native import AnswerQueue, FairQueue, RequestOfClient, answer_signs
 from hsmcore.audit.record import come_as
 from hsmcore.base.log import get_logger
 from hsmcore.base.receipt import Receipt
 from hsmcore.errors import DeadlineExceeded, HsmError, InternalError, RequestCancelled
 from hsmcore.gateway.clients import OpenWork
+from hsmcore.gateway.wire.messages import LEVEL_NUMBERS, NO_RECORD
 
 SWEEP_SECONDS: Final = 0.05
 """Seconds between two looks whether a request that waits for its turn has met its deadline."""
 
 
-class Job(Waiter):
+class Job(RequestOfClient):
     """A request, or messages of one. `start(job, seconds)` begins it, with what is left of its timeout, and has it
     `follow` what was begun, or wait for the key manager's answer itself."""
 
-    __slots__ = (
-        "account",
-        "context",
-        "cost",
-        "ended",
-        "queue",
-        "running",
-        "start",
-        "takes_turn",
-        "timeout",
-        "until",
-    )
+    __slots__ = ()
 
     counts = True
     """Whether its messages count as open: those of a slice are counted with its batch."""
@@ -48,15 +38,10 @@ class Job(Waiter):
         self.queue, self.account, self.start, self.timeout, self.cost = queue, account, start, timeout, cost
         self.context = account.client.context
         """What it begins in: its records are its client's, and belong to its trace."""
-        self.running: asyncio.Future[Any] | None = None
-        self.until = 0.0
-        """Deadline of a request that waits for its turn, as time.monotonic()."""
-        self.ended = False
         self.takes_turn = True
         """Whether it begins in its turn: it keeps a key manager busy by itself."""
-
-    number = 0
-    """That of its client; 0: it has none."""
+        # `running`: what was begun. `until`: deadline of one that waits for its turn, as time.monotonic(). `number`:
+        # that of its client; 0: it has none.
 
     def answer(self, outcome: Any) -> None:
         """Take the result, or an HsmError. Is called once."""
@@ -78,11 +63,6 @@ class Job(Waiter):
         self.running = future
         future.add_done_callback(self.settled, context=OUTSIDE)
 
-    def waits(self) -> Waiter:
-        """Be what takes an answer of KeyManager.submit, and has `settled` called. Cancelling the job cancels it."""
-        self.begins(self.queue.answers)
-        return self
-
     def settled(self, future: asyncio.Future[Any]) -> None:
         """What was begun has ended."""
         self.queue.end(self, outcome_of(future))
@@ -91,9 +71,10 @@ class Job(Waiter):
 class Queue:
     """Lets admitted jobs for one key manager begin, each in its turn. Belongs to one event loop."""
 
-    def __init__(self, most: int, alone: int = 0) -> None:
-        """`most`: messages that are at the key manager at a time; `alone`: of a client that is alone, see FairQueue."""
-        self.turns = FairQueue[Job](most, alone)
+    def __init__(self, most: int, busy: int, alone: int = 0) -> None:
+        """`most`: messages that are at the key manager at a time; `busy`: that keep it busy; `alone`: of a client that
+        is alone; see FairQueue."""
+        self.turns = FairQueue[Job](most, alone, busy)
         self._ready: deque[tuple[Job, int]] = deque()
         self._starting = False
         self._sweeping: asyncio.TimerHandle | None = None
@@ -106,12 +87,22 @@ class Queue:
         return AnswerQueue(asyncio.get_running_loop(), self._answered, OUTSIDE)
 
     def _answered(self, jobs: list[Job]) -> None:
-        for job in jobs:
+        rest, begun = answer_signs(jobs, self.turns, LEVEL_NUMBERS, NO_RECORD)
+        for job in rest:
             job.running, outcome = None, job.outcome
             if type(outcome) is Receipt:
                 self.end(job, outcome)
             else:
                 job.settled(job)
+        if begun:
+            self._start(begun)
+
+    def go_on(self, begun: Iterable[Job], waits: Iterable[Job]) -> None:
+        """Let jobs of one message begin that have their turns, and others wait for theirs; they have asked for it."""
+        for job in waits:
+            self._wait(job)
+        for job in begun:
+            self._run(job)
 
     def enter(self, job: Job) -> None:
         """Let a job that is admitted begin in its turn, as a whole or in pieces."""
@@ -119,6 +110,10 @@ class Queue:
         if not job.takes_turn or (job.cost == 1 and self.turns.begins(account)):
             self._run(job)
             return
+        self._wait(job)
+
+    def _wait(self, job: Job) -> None:
+        account = job.account
         begun = self.turns.take(account, job, job.cost)
         job.until = monotonic() + job.timeout
         self._start(begun)
@@ -134,7 +129,7 @@ class Queue:
         job.ended = True
         if job.counts:
             job.account.end(job.cost)
-        begun = self.turns.free(job.cost) if job.takes_turn else []
+        begun = self.turns.free(job.account, job.cost) if job.takes_turn else []
         job.answer(outcome)
         if begun:
             self._start(begun)

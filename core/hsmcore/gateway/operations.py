@@ -6,6 +6,7 @@ The connections admit requests of their own, wire_requests.py.
 from __future__ import annotations
 
 import asyncio
+import sys
 from base64 import b64encode
 from collections.abc import Callable
 from contextvars import Context
@@ -59,7 +60,7 @@ class Operation(NamedTuple):
 class GatewayRequest(Job):
     """A request of a client. `what` is what `operation.decode` returns."""
 
-    __slots__ = ("counter", "operation", "what")
+    __slots__ = ()
 
     def __init__(
         self,
@@ -78,7 +79,7 @@ class GatewayRequest(Job):
         self.context = context
         seconds = timeout_ms / 1e3
         self.timeout = min(seconds, counter.longest) or counter.timeout
-        self.running, self.until, self.ended = None, 0.0, False
+        self.begins(self.queue.answers)
 
     def settled(self, future: asyncio.Future[Any]) -> None:
         """It has ended, or was cancelled to withdraw the request."""
@@ -99,10 +100,12 @@ def _sign(request: GatewayRequest, left: float) -> None:
     if kind == PREHASHED:
         request.run(_sign_prehashed(manager, what.message, left, only))
         return
-    request.context.run(come_as, request.number)
-    waiter = request.waits()
-    asked = request.context.run(manager.submit, what.message, left, (kind, what.position), only, waiter)
-    if asked is waiter:
+    if counter.in_context or "opentelemetry.trace" in sys.modules:
+        request.context.run(come_as, request.number)
+        asked = request.context.run(manager.submit, what.message, left, (kind, what.position), only, request)
+    else:
+        asked = manager.submit(what.message, left, (kind, what.position), only, request)
+    if asked is request:
         request.running = asked
         return
     if asked is not None:

@@ -6,22 +6,26 @@ import asyncio
 import os
 from collections.abc import Callable
 from contextvars import Context
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, ClassVar, Final, Protocol
 from uuid import UUID
 
+from hsmcore._native import SignIntake
 from hsmcore.errors import HsmError
 from hsmcore.gateway.admission import Admission, ClientKey
 from hsmcore.gateway.clients import CameBy, KnownClient, within
 from hsmcore.gateway.intake import REFUSAL_COST
-from hsmcore.gateway.operations import GatewayRequest, Operation
-from hsmcore.gateway.replay import ReplaySession, contents_of
+from hsmcore.gateway.operations import SIGN, GatewayRequest, Operation
+from hsmcore.gateway.replay import REMEMBER_SECONDS, ReplaySession, contents_of
 from hsmcore.gateway.wire import messages as wire
-from hsmcore.gateway.wire.frames import Flag, Frame, unlabelled, untraced
+from hsmcore.gateway.wire.frames import Flag, Frame, Type, unlabelled, untraced
 
-_ENTRY_BYTES: Final = 256
+ENTRY_BYTES: Final = 256
 """Of a request that waits for room, beside its frame."""
 
 
+_queue_of: Final = attrgetter("queue")
 _TRACED, _LABELLED = int(Flag.TRACED), int(Flag.LABELLED)
 NAMED: Final = _TRACED | _LABELLED
 """Flags of a frame that says more of its request for records."""
@@ -84,10 +88,28 @@ def named(frame: Frame, context_of: Callable[[str], Context]) -> tuple[Frame, Co
     return frame, within(context_of(peer), parent, **labels)
 
 
+def intake_of(
+    connection: Peer, session: ReplaySession[ServedRequest], counters: tuple[ClientKey, ...], context: Context
+) -> SignIntake:
+    """Return what takes a connection's ordinary SIGNs."""
+    made = SIGN, ServedRequest, Type.SIGN, wire.Sign, wire.KINDS, ENTRY_BYTES, REMEMBER_SECONDS
+    return SignIntake(connection, session, counters, context, *made)
+
+
+def have_turns(signs: SignIntake) -> int:
+    """Let what was taken begin, or wait for its turn. Returns how many requests that were."""
+    taken, begun, waits = signs.taken()
+    for queue, jobs in groupby(begun, _queue_of):
+        queue.go_on(jobs, ())
+    for queue, jobs in groupby(waits, _queue_of):
+        queue.go_on((), jobs)
+    return taken
+
+
 class ServedRequest(GatewayRequest):
     """It goes on when the connection ends; its answer goes to each one that asked and lives."""
 
-    __slots__ = ("connection", "contents", "held_until", "number", "others", "session", "size")
+    __slots__ = ()
 
     def __init__(
         self,
@@ -105,10 +127,9 @@ class ServedRequest(GatewayRequest):
         self.number, self.contents = frame.request, contents_of(frame)
         self.others: tuple[Peer, ...] = ()
         """Which have asked for the same."""
-        self.held_until = 0.0
-        """Deadline of a request that waits for room, or has waited, as the event loop's time."""
-        self.size = _ENTRY_BYTES + len(frame.body)
+        self.size = ENTRY_BYTES + len(frame.body)
         """Bytes of memory, while it waits for room."""
+        # `held_until`: deadline of a request that waits for room, or has waited, as the event loop's time.
 
     def go_on(self) -> None:
         """There is room for it."""

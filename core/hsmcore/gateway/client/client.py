@@ -6,9 +6,10 @@ import asyncio
 import sys
 from base64 import b64decode
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from threading import get_ident
 from time import monotonic_ns
 from types import TracebackType
-from typing import Any, Final, Literal, NamedTuple, Self, overload
+from typing import Any, Final, Literal, Self, overload
 
 from hsmcore.base.events import Callback, EventName, Events
 from hsmcore.base.keyring import KeyVersion, address_of, any_good
@@ -25,7 +26,7 @@ from hsmcore.errors import (
     NotInitialized,
     WrongEventLoop,
 )
-from hsmcore.errors.batch import each, of_batch
+from hsmcore.errors.batch import each
 from hsmcore.gateway.client.arguments import (
     as_bytes,
     cut,
@@ -39,7 +40,7 @@ from hsmcore.gateway.client.arguments import (
 from hsmcore.gateway.client.connections import Connections
 from hsmcore.gateway.client.dialing import ClientTls, GatewayAddress
 from hsmcore.gateway.client.outbox import RequestOutbox
-from hsmcore.gateway.client.request import ClientRequest, GatewaySession
+from hsmcore.gateway.client.request import ClientRequest, GatewayMember, GatewaySession, outcomes_of
 from hsmcore.gateway.wire import batched, unfinished
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.batched import ClientBatchedSignature, SignBatched
@@ -48,18 +49,9 @@ from hsmcore.gateway.wire.frames import Type, WireError
 Message = bytes | bytearray | memoryview
 
 _new: Any = tuple.__new__  # a named tuple's own takes twice as long
+_SIGN: Final = Type.SIGN  # to look up a member takes as long as a call
 
 DEFAULT_ADDRESS: Final = "unix:/run/hsmcore/sign.sock"
-
-
-class GatewayMember(NamedTuple):
-    """A gateway, as the one member that its client has. `condition`: "ready", or "open": no connection to it."""
-
-    name: str
-    condition: str
-    signs: bool
-    public_key: bytes | None
-    key_id: str
 
 
 class Client:
@@ -97,6 +89,8 @@ class Client:
         self._events = Events()
         self._connections = Connections(addresses, tls, key_manager, program, connections, self._events)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
+        """That of the event loop."""
         self._outbox: RequestOutbox | None = None
         self._session: GatewaySession | None = None
         self._told_id: str | None = None
@@ -114,7 +108,7 @@ class Client:
             raise EngineClosed("the client is closed", hint="Make a new client.")
         if self._opened:
             return
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._thread = asyncio.get_running_loop(), get_ident()
         self._outbox = RequestOutbox(self._loop, self._most_waiting, self._connections.links, self._keys_changed)
         await self._connections.open(self._outbox)
         self._opened = True
@@ -165,34 +159,55 @@ class Client:
             raise NotInitialized("used before initialize()")
         return self._session
 
-    def _ready(self) -> RequestOutbox:
-        outbox = self._outbox
-        if outbox is None:
+    def _ready(self) -> tuple[RequestOutbox, asyncio.AbstractEventLoop]:
+        outbox, loop = self._outbox, self._loop
+        if outbox is None or loop is None:
             raise NotInitialized("used before initialize()")
-        if asyncio.get_running_loop() is not self._loop:
+        # The running loop is the only one of its thread. To ask asyncio for it is a system call in Python 3.11.
+        if get_ident() != self._thread or not loop.is_running():
             raise WrongEventLoop("this client belongs to another event loop", hint="Make one for each event loop.")
-        return outbox
+        return outbox, loop
 
     def _submit(
         self, kind: Type, value: Any, timeout: float | None, key_id: str | None = None, full: bool = False
     ) -> ClientRequest:
-        outbox, loop = self._ready(), self._loop
-        assert loop is not None  # noqa: S101
+        outbox, loop = self._ready()
         seconds = self._timeout if timeout is None else seconds_of(timeout)
         asked = None if key_id is None else key_id_of(key_id)
-        request = ClientRequest(kind, value, loop.create_future(), loop.time() + seconds, 1, asked, full)
-        if kind is Type.SIGN_MANY:
-            request.count = len(value.messages)
+        count = 1 if kind is not Type.SIGN_MANY else len(value.messages)
+        request = ClientRequest(kind, value, loop.create_future(), loop.time() + seconds, count, asked, full)
         if "opentelemetry.trace" in sys.modules:
             request.parent = TraceParent.current()
         outbox.submit(request)
         return request
 
+    async def _sign(self, message: Message, timeout: float | None) -> Any:
+        """As `_ask`, for what is asked most: bytes, and nothing else is said of them. With the fewest calls."""
+        outbox, loop, session = self._outbox, self._loop, self._session
+        here = loop is not None and get_ident() == self._thread and loop.is_running()
+        good = session is not None and type(message) is bytes and 0 < len(message) <= session.message_bytes
+        if not (here and good) or timeout is not None or "opentelemetry.trace" in sys.modules:
+            return await self._ask(_SIGN, (message, None, None), timeout)
+        assert outbox is not None  # noqa: S101  # for the type checker, as the next one
+        assert loop is not None  # noqa: S101
+        value, future = _new(wire.Sign, ("", 0, None, 0, message)), loop.create_future()
+        request = ClientRequest(_SIGN, value, future, loop.time() + self._timeout)
+        try:
+            outbox.submit(request)
+        except HsmError:
+            await asyncio.sleep(0)  # as in `_ask`
+            raise
+        try:
+            return await future
+        except asyncio.CancelledError:
+            outbox.withdraw(request)
+            raise
+
     async def _ask(
         self, kind: Type, value: Any, timeout: float | None, key_id: str | None = None, full: bool = False
     ) -> Any:
         """`value`: of SIGN, message, kind and position as they were given."""
-        if kind is Type.SIGN:
+        if kind is _SIGN:
             value = self._sign_value(*value)
         request = None
         try:
@@ -200,7 +215,7 @@ class Client:
             return await request.future
         except asyncio.CancelledError:
             if request is not None:
-                self._ready().withdraw(request)
+                self._require_open().withdraw(request)
             raise
         except HsmError:
             if request is None:
@@ -208,10 +223,7 @@ class Client:
             raise
 
     def _sign_value(self, message: Message, kind: str | None, position: int | None) -> wire.Sign:
-        data = self._checked(message)
-        if kind is None and position is None:
-            return _new(wire.Sign, ("", 0, None, 0, data))  # type: ignore[no-any-return]
-        return wire.Sign(kind_of(kind), 0, position_of(position), 0, data)
+        return wire.Sign(kind_of(kind), 0, position_of(position), 0, self._checked(message))
 
     def _checked(self, message: Message) -> bytes:
         data, session = message if type(message) is bytes else as_bytes(message), self._session
@@ -235,7 +247,9 @@ class Client:
         `timeout` in seconds; None: that of the client. `key_id`: this version of the key or not at all: else
         KeyNotCurrent. While as many requests are open as the gateway allows, the request waits within its timeout.
         """
-        return self._ask(Type.SIGN, (message, kind, position), timeout, key_id)
+        if kind is None and position is None and key_id is None:
+            return self._sign(message, timeout)
+        return self._ask(_SIGN, (message, kind, position), timeout, key_id)
 
     async def sign_with_receipt(
         self,
@@ -249,7 +263,7 @@ class Client:
         """Sign one message; as `sign`. Of the receipt, `member` is the gateway's address and `cached` is False:
         neither is told."""
         begun = monotonic_ns()
-        asked = self._ask(Type.SIGN, (message, kind, position), timeout, key_id, full=True)
+        asked = self._ask(_SIGN, (message, kind, position), timeout, key_id, full=True)
         signature, level, seq, key, address = await asked
         signed_by, public_key = ("", b"") if key is None else (key.id, key.public_key)
         return Receipt(signature, signed_by, public_key, address, level, False, monotonic_ns() - begun, seq)
@@ -296,7 +310,7 @@ class Client:
         key_id: str | None = None,
     ) -> Any:
         """Sign a batch; as KeyManager.sign_many. One beyond the gateway's limits goes in several frames."""
-        outbox = self._ready()
+        outbox, _ = self._ready()
         named = kind_of(kind)
         batch = each(self._checked, messages)
         most = min(self._session.batch if self._session is not None else 1, max(outbox.credits, 1))
@@ -306,7 +320,7 @@ class Client:
             requests.extend(self._submit(Type.SIGN_MANY, part, timeout, key_id=key_id) for part in parts)
             found: list[bytes | HsmError] = []
             for request in requests:
-                found += await _outcomes(request, return_exceptions, len(found))
+                found += await outcomes_of(request, return_exceptions, len(found))
         finally:
             for request in requests:
                 request.future.cancel()
@@ -417,18 +431,3 @@ class Client:
         """Call `callback(details)` in the event loop for each `event`: "key-changed", "member-down" and "member-up" of
         the gateway itself, "initialized", "closed". Returns how to unsubscribe."""
         return self._events.on(event, callback)
-
-
-async def _outcomes(request: ClientRequest, return_exceptions: bool, first: int) -> list[bytes | HsmError]:
-    """`first`: the place in the batch of the request's first message."""
-    try:
-        found: list[bytes | HsmError] = await request.future
-    except HsmError as error:
-        if not return_exceptions:
-            raise
-        return [error] * request.count
-    if not return_exceptions:
-        for index, one in enumerate(found, first):
-            if isinstance(one, HsmError):
-                raise of_batch(one, index)
-    return found

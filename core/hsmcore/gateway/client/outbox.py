@@ -107,7 +107,10 @@ class RequestOutbox:
         if len(waiting) >= AT_ONCE and self._out < self.credits:
             self.flush()
         elif not self._scheduled:
-            self.wake()
+            if self._out:
+                self.wake()
+            else:  # one that is alone waits for no others
+                self.flush()
 
     def require_open(self) -> None:
         """Raise EngineClosed if no more requests are taken."""
@@ -118,7 +121,9 @@ class RequestOutbox:
         """Drop those whose callers have given up. Returns whether there is room then."""
         if self._given_up:
             self._given_up = False
-            self._waiting = deque(request for request in self._waiting if not request.future.done())
+            waiting = [request for request in self._waiting if not request.future.done()]
+            self._waiting.clear()
+            self._waiting.extend(waiting)
         return len(self._waiting) < self._most
 
     def withdraw(self, request: ClientRequest) -> None:

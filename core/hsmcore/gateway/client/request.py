@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from hsmcore.base.traceparent import TraceParent
 from hsmcore.errors import (
@@ -18,6 +18,7 @@ from hsmcore.errors import (
     MemberDown,
     NotHolder,
 )
+from hsmcore.errors.batch import of_batch
 from hsmcore.errors.statuses import RETRYABLE_CLASSES, STATUSES
 from hsmcore.gateway.wire import batched
 from hsmcore.gateway.wire import messages as wire
@@ -84,6 +85,16 @@ class GatewaySession:
                 return key
         known = ", ".join(key.id for key in self.keys) or "none"
         raise KeyNotFound(f"the gateway has no key with id {key_id!r:.200} (known: {known})")
+
+
+class GatewayMember(NamedTuple):
+    """A gateway, as the one member that its client has. `condition`: "ready", or "open": no connection to it."""
+
+    name: str
+    condition: str
+    signs: bool
+    public_key: bytes | None
+    key_id: str
 
 
 class _Fields:
@@ -284,3 +295,18 @@ def late(request: ClientRequest, why: str) -> HsmError:
     error = request.refusal or DeadlineExceeded(text)
     error.maybe_signed = request.signs and request.sent > 0
     return error
+
+
+async def outcomes_of(request: ClientRequest, return_exceptions: bool, first: int) -> list[bytes | HsmError]:
+    """Return those of a batch. `first`: the place in the batch of the request's first message."""
+    try:
+        found: list[bytes | HsmError] = await request.future
+    except HsmError as error:
+        if not return_exceptions:
+            raise
+        return [error] * request.count
+    if not return_exceptions:
+        for index, one in enumerate(found, first):
+            if isinstance(one, HsmError):
+                raise of_batch(one, index)
+    return found

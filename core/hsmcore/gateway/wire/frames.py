@@ -109,8 +109,9 @@ def _cut_frames(
     types: tuple[Type | None, ...],
     shape: type[Frame],
     _open: dict[int, Any] | None = None,
+    _signs: Any = None,
 ) -> tuple[list[Frame], int, int, int]:
-    """As hsmcore._native.cut_frames. Settles no request."""
+    """As hsmcore._native.cut_frames. Settles and takes no request."""
     end, frames, made = len(data), list[Frame](), tuple.__new__
     while len(frames) < most:
         left = end - at
@@ -151,7 +152,7 @@ class Splitter:
         self.ready = False
         """Whether there may be a frame for `cut`."""
         self.settled = 0
-        """Requests that the last `cut` has settled."""
+        """Requests that the last `cut` has settled, or taken."""
 
     def feed(self, data: bytes, open: dict[int, Any] | None = None) -> list[Frame]:  # noqa: A002
         """Return the frames that are whole now; as `cut`. Raises WireError."""
@@ -168,14 +169,14 @@ class Splitter:
             self._data += data
         self.ready = len(self._data) - self._at >= self._wanted
 
-    def cut(self, most: int = sys.maxsize, open: dict[int, Any] | None = None) -> list[Frame]:  # noqa: A002
-        """Return frames that are whole now, at most so many; the others stay. `open`: as of native.cut_frames, which
-        may settle requests. Raises WireError."""
+    def cut(self, most: int = sys.maxsize, open: dict[int, Any] | None = None, signs: Any = None) -> list[Frame]:  # noqa: A002
+        """Return frames that are whole now, at most so many; the others stay. `open`, `signs`: as of native.cut_frames,
+        which may settle or take requests. Raises WireError."""
         self.settled = 0
         if not self.ready:
             return []
         data = self._data = bytes(self._data)
-        frames, at, wanted, self.settled = _cut(data, self._at, most, self._flags, self._types, Frame, open)
+        frames, at, wanted, self.settled = _cut(data, self._at, most, self._flags, self._types, Frame, open, signs)
         if not wanted:
             raise WireError(self._fault(data[at : at + _HEAD.size]))
         left = len(data) - at

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from hsmcore.base.receipt import Receipt
 from hsmcore.errors import HsmError, NotHolder
 from hsmcore.gateway.wire.fields import U16, Fields, bytes16, named, reading, text8
-from hsmcore.gateway.wire.frames import MIN_BYTES, Flag, Frame, Type, UnknownKind, WireError, frame, native
+from hsmcore.gateway.wire.frames import MIN_BYTES, Flag, Frame, Type, UnknownKind, WireError, frame
 
 VERSION: Final = 1
 MOST_PING: Final = 64
@@ -60,7 +60,7 @@ KINDS: Final = ("", "tx-legacy", "tx-v0", "tx-v1", "off-chain", "block", "state-
 KIND_NUMBERS: Final = {kind: number for number, kind in enumerate(KINDS)}
 ALGORITHMS: Final = ("", "ed25519", "ecdsa-p256", "ecdsa-secp256k1")
 LEVELS: Final = ("", "primary", "secondary", "emergency")
-_LEVEL_NUMBERS: Final = {name: number for number, name in enumerate(LEVELS)}
+LEVEL_NUMBERS: Final = {name: number for number, name in enumerate(LEVELS)}
 OPERATIONS: Final = ("", "generate", "set-current", "deactivate", "cache-stats", "export", "unfinished", "versions")
 
 
@@ -261,12 +261,6 @@ def kind_of(number: int) -> str:
 
 def read_sign(one: Frame) -> Sign:
     """Read SIGN. Raises WireError."""
-    if native is not None and (found := native.read_sign(one.flags, one.body, Sign, KINDS)) is not None:
-        return found  # type: ignore[no-any-return]
-    return _read_sign(one)
-
-
-def _read_sign(one: Frame) -> Sign:
     try:
         kind, timeout, position, version = _SIGN.unpack_from(one.body)
     except struct_error as error:
@@ -330,10 +324,8 @@ def read_manage(body: bytes) -> Manage:
 
 def signed(request: int, version: int, one: Receipt, *, slot: int = 0) -> bytes:
     """Return SIGNED. `version`: of the key that the receipt names."""
-    signature, level = one.signature, _LEVEL_NUMBERS.get(one.level, 0)
+    signature, level = one.signature, LEVEL_NUMBERS.get(one.level, 0)
     seq = NO_RECORD if one.audit_seq is None else one.audit_seq
-    if native is not None and not slot:
-        return native.write_signed(request, version, level, seq, signature)  # type: ignore[no-any-return]
     length = MIN_BYTES + _SIGNED.size + len(signature)
     return _SIGNED_FRAME.pack(length, _SIGNED_TYPE, 0, slot, request, version, level, seq) + signature
 
