@@ -14,8 +14,8 @@ CLANG_TIDY ?= clang-tidy-19
 ARGS ?=
 
 BIN := .venv/bin
-SOURCES := CMakeLists.txt setup.py $(shell find native bench/native bindings -type f)
-C_FILES := $(shell find native bench/native tests/native tests/fuzz tests/reference tests/proofs -name '*.[ch]')
+SOURCES := CMakeLists.txt setup.py $(shell find native bench/native bindings clients/pkcs11 -type f)
+C_FILES := $(shell find native bench/native clients/pkcs11 tests/native tests/fuzz tests/reference tests/proofs -name '*.[ch]')
 JOBS := $(shell nproc)
 # Of those that run tests in Python four more than there are cores: for half of their time tests wait for timers and for other processes. With two
 # more a quarter of two cores was idle.
@@ -85,7 +85,7 @@ lint-c:
 	@$(CLANG_FORMAT) --dry-run --Werror $(C_FILES)
 
 check: lint native-test ## Lint and type-check everything, and run the native tests as they ship
-	printf '%s\0' native/src/*.c native/host/*.c bench/native/load/*.c | xargs -0 -P $(JOBS) -n 1 $(CLANG_TIDY) --quiet -p build/test
+	printf '%s\0' native/src/*.c native/host/*.c bench/native/load/*.c clients/pkcs11/*.c | xargs -0 -P $(JOBS) -n 1 $(CLANG_TIDY) --quiet -p build/test
 
 check-deep: sanitize-test guard proofs cross-test native-libraries .venv/.built ## Run every test at full size, the proofs, the native tests for AArch64 and under every sanitizer, and the fuzzers
 	HSMCORE_TESTS=full $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --ignore tests/chaos/test_rotation_kills.py -m "not alone"

@@ -36,6 +36,7 @@ class GatewayProcess:
         self._file.write_text(json.dumps(document))
         self._process: subprocess.Popen[bytes] | None = None
         self.addresses: list[str] = []
+        self.tokens: list[str] = []
 
     async def start(self) -> None:
         """Start, and wait until it listens."""
@@ -45,7 +46,8 @@ class GatewayProcess:
         assert process.stdout is not None
         line = await asyncio.to_thread(process.stdout.readline)
         assert line, f"the gateway ended with {process.wait()}"
-        self.addresses = json.loads(line)["addresses"]
+        shown = json.loads(line)
+        self.addresses, self.tokens = shown["addresses"], shown["pkcs11"]
 
     async def end(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and wait for the end. Returns the exit code."""

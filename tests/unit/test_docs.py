@@ -91,7 +91,7 @@ def test_no_page_of_the_site_leads_to_the_readme():
 
 def test_every_page_that_code_names_exists():
     """Pages in messages, help texts, comments, alerts."""
-    named = re.compile(r"docs/(?:[A-Z]+|(?:operations|decisions)/[\w-]+)\.md")
+    named = re.compile(r"docs/(?:[A-Z0-9]+|(?:operations|decisions)/[\w-]+)\.md")
     rooms = ("native", "bindings", "core", "bench", "clients", "examples", "tests", "scripts", "packaging")
     kinds = (".py", ".pyi", ".pyx", ".pxi", ".c", ".h", ".def", ".ts", ".mjs", ".sh", ".yml", ".yaml", ".service")
     code = [name for kind in kinds for name in files(kind, *rooms) if name != "tests/unit/test_docs.py"]
@@ -177,7 +177,7 @@ def test_each_page_has_its_place_in_one_room():
     page = (ROOT / "docs" / "README.md").read_text()
     rooms, _, _ = page.partition("\n## How to\n")
     assert len(re.findall(r"^## ", rooms, re.MULTILINE)) == 6
-    listed = re.findall(r"^\d+\. \[[^\]]+\]\(([A-Z]+\.md)\): ", rooms, re.MULTILINE)
+    listed = re.findall(r"^\d+\. \[[^\]]+\]\(([A-Z0-9]+\.md)\): ", rooms, re.MULTILINE)
     assert sorted(listed) == sorted(path.name for path in (ROOT / "docs").glob("*.md") if path.name != "README.md")
     assert "](docs/README.md)" in (ROOT / "README.md").read_text()
 

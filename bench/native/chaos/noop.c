@@ -17,7 +17,12 @@
 #include "noop_objects.h"
 #include "noop_session.h"
 
-#define EXPORT __attribute__((visibility("default")))
+static CK_RV unsupported(void) {
+    return CKR_FUNCTION_NOT_SUPPORTED;
+}
+
+#define INTERFACE_FLAGS 0
+#include "lists.h"
 
 #define PROOF_PREFIX "hsmcore"
 #define PROOF_MAX 64
@@ -26,13 +31,6 @@
 #define KEY_NAME_MAX 64
 
 static unsigned char proof_public[crypto_sign_PUBLICKEYBYTES], proof_secret[crypto_sign_SECRETKEYBYTES];
-
-static void pad(unsigned char *out, size_t size, const char *text) {
-    size_t length = strlen(text);
-    for (size_t i = 0; i < size; i++) {
-        out[i] = i < length ? (unsigned char)text[i] : ' ';
-    }
-}
 
 /* ---- the signing path ---- */
 
@@ -98,18 +96,11 @@ static int seed_of(const char *reserved, unsigned char seed[crypto_sign_SEEDBYTE
 static CK_RV noop_Initialize(void *init_args) {
     unsigned char seed[crypto_sign_SEEDBYTES];
     const CK_C_INITIALIZE_ARGS *args = init_args;
-    if (args != NULL) {
-        int given = (args->CreateMutex != NULL) + (args->DestroyMutex != NULL) + (args->LockMutex != NULL) +
-                    (args->UnlockMutex != NULL);
-        if (given != 0 && given != 4) {
-            return CKR_ARGUMENTS_BAD;
-        }
-        if (given == 4 && (args->flags & CKF_OS_LOCKING_OK) == 0) {
-            return CKR_CANT_LOCK; /* the caller insists on locks of its own */
-        }
+    CK_RV rv = check_initialize(args);
+    if (rv != CKR_OK) {
+        return rv;
     }
     (void)pthread_mutex_lock(&noop_lock);
-    CK_RV rv = CKR_OK;
     if (atomic_load(&noop_initialized)) {
         rv = CKR_CRYPTOKI_ALREADY_INITIALIZED;
     } else if (sodium_init() < 0) {
@@ -148,18 +139,6 @@ static CK_RV noop_GetInfo(CK_INFO *info) {
         pad(info->libraryDescription, sizeof info->libraryDescription, "no-op module");
         info->libraryVersion = (CK_VERSION){1, 0};
     }
-    return rv;
-}
-
-/* The rule of section 5.2 for a list of variable length. */
-static CK_RV put_list(const CK_ULONG *value, CK_ULONG available, CK_ULONG *list, CK_ULONG *count) {
-    CK_RV rv = CKR_OK;
-    if (list != NULL && *count < available) {
-        rv = CKR_BUFFER_TOO_SMALL;
-    } else if (list != NULL) {
-        memcpy(list, value, available * sizeof *value);
-    }
-    *count = available;
     return rv;
 }
 
@@ -222,87 +201,15 @@ static CK_RV noop_GetMechanismInfo(CK_SLOT_ID slot, CK_MECHANISM_TYPE type, CK_M
 
 /* ---- the function lists ---- */
 
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wunused-parameter"
-#define FUNCTION(version, scope, make, name, parameters, arguments)                                                    \
-    static CK_RV unsupported_##name parameters {                                                                       \
-        return CKR_FUNCTION_NOT_SUPPORTED;                                                                             \
-    }
-#include "functions.def"
-#undef FUNCTION
-#pragma GCC diagnostic pop
-
-static CK_FUNCTION_LIST list_2_40;
-static CK_FUNCTION_LIST_3_0 list_3_0;
-static CK_BYTE interface_name[] = "PKCS 11";
-static CK_INTERFACE interfaces[] = {{(char *)interface_name, &list_3_0, 0}, {(char *)interface_name, &list_2_40, 0}};
-
-static CK_RV noop_GetInterfaceList(CK_INTERFACE *list, CK_ULONG *count) {
-    if (count == NULL) {
-        return CKR_ARGUMENTS_BAD;
-    }
-    CK_RV rv = list != NULL && *count < 2 ? CKR_BUFFER_TOO_SMALL : CKR_OK;
-    if (rv == CKR_OK && list != NULL) {
-        memcpy(list, interfaces, sizeof interfaces);
-    }
-    *count = 2;
-    return rv;
-}
-
-static CK_RV noop_GetInterface(CK_BYTE *name, CK_VERSION *version, CK_INTERFACE **found, CK_FLAGS flags) {
-    if (found == NULL) {
-        return CKR_ARGUMENTS_BAD;
-    }
-    for (size_t i = 0; i < 2; i++) {
-        const CK_VERSION *have = interfaces[i].pFunctionList;
-        if ((name == NULL || strcmp((const char *)name, (const char *)interface_name) == 0) && flags == 0 &&
-            (version == NULL || (version->major == have->major && version->minor == have->minor))) {
-            *found = &interfaces[i];
-            return CKR_OK;
-        }
-    }
-    return CKR_FUNCTION_FAILED;
-}
-
-static CK_RV noop_GetFunctionList(CK_FUNCTION_LIST **list) {
-    if (list == NULL) {
-        return CKR_ARGUMENTS_BAD;
-    }
-    *list = &list_2_40;
-    return CKR_OK;
-}
-
-#define BOTH(name, function) list_2_40.name = list_3_0.name = function
-#define NOOP(name) BOTH(C_##name, noop_##name)
-
 /* At load, so that the lists are complete before any thread can ask for them. */
-__attribute__((constructor)) static void fill_lists(void) {
-    list_2_40.version = (CK_VERSION){2, 40};
-    list_3_0.version = (CK_VERSION){3, 0};
-#define FILL_V2(name) BOTH(name, unsupported_##name);
-#define FILL_V3(name) list_3_0.name = unsupported_##name;
-#define FUNCTION(version, scope, make, name, parameters, arguments) FILL_##version(name)
-#include "functions.def"
-#undef FUNCTION
-    NOOP(Initialize), NOOP(Finalize), NOOP(GetInfo);
-    NOOP(GetSlotList), NOOP(GetSlotInfo), NOOP(GetTokenInfo), NOOP(GetMechanismList), NOOP(GetMechanismInfo);
-    NOOP(OpenSession), NOOP(CloseSession), NOOP(CloseAllSessions), NOOP(GetSessionInfo), NOOP(Login), NOOP(Logout);
-    NOOP(FindObjectsInit), NOOP(FindObjects), NOOP(FindObjectsFinal), NOOP(GetAttributeValue);
-    NOOP(SignInit), NOOP(Sign);
-    NOOP(GetFunctionList);
-    list_3_0.C_GetInterfaceList = noop_GetInterfaceList;
-    list_3_0.C_GetInterface = noop_GetInterface;
-}
-
-/* The exported names lead to ours and never the other way: a program may have another module's among its globals. */
-EXPORT CK_RV C_GetFunctionList(CK_FUNCTION_LIST **list) {
-    return noop_GetFunctionList(list);
-}
-
-EXPORT CK_RV C_GetInterfaceList(CK_INTERFACE *list, CK_ULONG *count) {
-    return noop_GetInterfaceList(list, count);
-}
-
-EXPORT CK_RV C_GetInterface(CK_BYTE *name, CK_VERSION *version, CK_INTERFACE **found, CK_FLAGS flags) {
-    return noop_GetInterface(name, version, found, flags);
+__attribute__((constructor)) static void begin(void) {
+    fill_lists();
+    OURS(noop, Initialize), OURS(noop, Finalize), OURS(noop, GetInfo);
+    OURS(noop, GetSlotList), OURS(noop, GetSlotInfo), OURS(noop, GetTokenInfo);
+    OURS(noop, GetMechanismList), OURS(noop, GetMechanismInfo);
+    OURS(noop, OpenSession), OURS(noop, CloseSession), OURS(noop, CloseAllSessions);
+    OURS(noop, GetSessionInfo), OURS(noop, Login), OURS(noop, Logout);
+    OURS(noop, FindObjectsInit), OURS(noop, FindObjects);
+    OURS(noop, FindObjectsFinal), OURS(noop, GetAttributeValue);
+    OURS(noop, SignInit), OURS(noop, Sign);
 }

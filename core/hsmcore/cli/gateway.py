@@ -8,6 +8,7 @@ import signal
 import sys
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Annotated, Final
+from urllib.parse import quote
 
 from hsmcore.cli.invocation import Invocation
 from hsmcore.cli.output import BadUsage, note, starting
@@ -69,8 +70,9 @@ async def _serve(cli: Invocation, listen: tuple[str, ...]) -> None:
             consoles = [await _console(rest, one) for one in watched]
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
             loop.add_signal_handler(number, stop.set)
-        shown = {"addresses": served.addresses, "keyManagers": list(served.managers), "consoles": consoles}
-        cli.show(shown, "\n".join([*served.addresses, *consoles]))
+        tokens = [_token_uri(name) for name in served.managers]
+        shown = {"addresses": served.addresses, "keyManagers": list(served.managers), "pkcs11": tokens}
+        cli.show(shown | {"consoles": consoles}, "\n".join([*served.addresses, *tokens, *consoles]))
         sys.stdout.flush()  # a supervisor may wait for the lines
         settle()
         with Reports() as reports:
@@ -94,6 +96,11 @@ async def _either(*events: asyncio.Event) -> None:
 
 def _nothing() -> None:
     """For signals that ask for nothing here, and would end the process without the answers of open requests."""
+
+
+def _token_uri(name: str) -> str:
+    """The token of a key manager as libhsmcore_pkcs11.so shows it (RFC 7512); a label has at most 32 bytes."""
+    return f"pkcs11:token={quote(name.encode()[:32], safe='')};manufacturer=hsmcore"
 
 
 async def _console(rest: AsyncExitStack, manager: KeyManager) -> str:
