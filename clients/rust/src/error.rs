@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::tables::Code;
 
-/// Why there is no signature. Copies are equal to the first.
+/// Why there is no signature.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Error {

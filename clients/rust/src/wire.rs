@@ -92,7 +92,7 @@ fn frame(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
     made
 }
 
-/// HELLO. A program's name is cut after 64 bytes or fewer.
+/// HELLO. A program's name is cut after 255 bytes or fewer.
 #[must_use]
 pub fn hello(nonce: &[u8; NONCE_BYTES], program: &str) -> Vec<u8> {
     let mut end = program.len().min(255);
