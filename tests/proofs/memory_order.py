@@ -17,7 +17,7 @@ EXPLORER = ("search.c", "memory.c", "runtime.c")
 # A model's sources in native/src beside those that it includes, and the arguments that choose a variant.
 SOURCES = {
     "ring": [],
-    "park": ["area.c", "client.c"],
+    "park": ["area.c", "client.c", "aside.c"],
     "notify": ["client.c"],
     "gate": ["session.c"],
     "wipe": ["login.c"],
