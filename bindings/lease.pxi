@@ -56,7 +56,7 @@ cdef class Lease:
             return False
         if answer.tag & (ROUTED | OWN) == OWN or waiter is None or _gone(waiter):
             return False
-        hsm_requests_await(requests._table, answer.request, self.round + 1)
+        hsm_requests_hold(requests._table, answer.request, 0, self.round + 1)
         self._next += 1
         return True
 

@@ -527,7 +527,7 @@ cdef class Requests(Publisher):
         cdef bint claimed = answer.claimed and waiter is not None and not _gone(waiter)
         cdef uint64_t seq = self._recorder.put(answer, self._waiters.messages[i], self._waiters.extras[i], claimed)
         if answer.status == HSM_OK and claimed and seq:
-            hsm_requests_hold(self._table, answer.request, seq)
+            hsm_requests_hold(self._table, answer.request, seq, 0)
             return <uint64_t>-1
         return seq
 

@@ -287,12 +287,7 @@ void hsm_requests_end(hsm_requests *table, uint64_t request) {
     }
 }
 
-static void note_held(hsm_requests *table) {
-    hsm_client_note_held(table->client, table->held.count + table->awaiting.count);
-}
-
-/* Keep an answer that was just taken: until record `seq` is durable, or round `round` is over, whichever is not 0. */
-static void keep(hsm_requests *table, uint64_t request, uint64_t seq, uint64_t round) {
+void hsm_requests_hold(hsm_requests *table, uint64_t request, uint64_t seq, uint64_t round) {
     uint32_t index = hsm_table_find(table, request);
     if (index != HSM_NONE && table->all[index].state == HSM_REQUEST_GIVEN) {
         hsm_request *r = &table->all[index];
@@ -307,30 +302,22 @@ static void keep(hsm_requests *table, uint64_t request, uint64_t seq, uint64_t r
         r->answer.told = false;
         table->open++;
         hsm_table_move(table, index, round != 0 ? HSM_REQUEST_AWAITING : HSM_REQUEST_HELD);
-        note_held(table);
+        hsm_client_note_held(table->client, table->held.count + table->awaiting.count);
     }
-}
-
-void hsm_requests_hold(hsm_requests *table, uint64_t request, uint64_t seq) {
-    keep(table, request, seq, 0);
-}
-
-void hsm_requests_await(hsm_requests *table, uint64_t request, uint64_t round) {
-    keep(table, request, 0, round);
 }
 
 void hsm_requests_release(hsm_requests *table, uint64_t seq) {
     while (table->held.count != 0 && table->all[table->held.first].answer.seq <= seq) {
         settle(table, table->held.first, HSM_OK);
     }
-    note_held(table);
+    hsm_client_note_held(table->client, table->held.count + table->awaiting.count);
 }
 
 void hsm_requests_confirm(hsm_requests *table, uint64_t round) {
     while (table->awaiting.count != 0 && table->all[table->awaiting.first].answer.round <= round) {
         settle(table, table->awaiting.first, HSM_OK);
     }
-    note_held(table);
+    hsm_client_note_held(table->client, table->held.count + table->awaiting.count);
 }
 
 /* ---- ends that are not the workers' ---- */

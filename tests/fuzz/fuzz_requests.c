@@ -83,7 +83,7 @@ static bool take_answer(bool hold) {
     REQUIRE(run_.hostile || answer.status != HSM_OK || answer.signature[0] == asked->message);
     asked->waiting = false;
     if (answer.last && answer.status == HSM_OK && answer.claimed && answer.seq == 0 && hold) {
-        hsm_requests_hold(run_.table, answer.request, ++run_.seq);
+        hsm_requests_hold(run_.table, answer.request, ++run_.seq, 0);
         asked->waiting = true;
     } else if (answer.last) {
         asked->over = true;

@@ -21,7 +21,7 @@ static void held_answers_wait_for_their_records(void) {
     static const char *const texts[] = {"a", "b", "c", "d"};
     for (uint64_t i = 0; i < 4; i++) {
         numbers[i] = signed_request(&d, texts[i], LONG);
-        hsm_requests_hold(d.table, numbers[i], 10 + i);
+        hsm_requests_hold(d.table, numbers[i], 10 + i, 0);
     }
     CHECK_INT(counts_of(&d).held, ==, 4);
     CHECK_INT(counts_of(&d).slots, ==, 0);
@@ -42,7 +42,7 @@ static void held_answers_wait_for_their_records(void) {
     CHECK_INT(answered(&d, numbers[3], HSM_CLOSED).seq, ==, 13);
     uint64_t hit = ask_of(&d, "a", LONG, true, HSM_OK); /* from the cache, with a number */
     CHECK_INT(next_is(&d, hit, HSM_OK).cached, ==, 1);
-    hsm_requests_hold(d.table, hit, 14);
+    hsm_requests_hold(d.table, hit, 14, 0);
     hsm_requests_release(d.table, UINT64_MAX);
     (void)answered(&d, hit, HSM_OK);
     desk_end(&d);
@@ -54,7 +54,7 @@ static void answers_await_the_end_of_a_round_that_began_after_them(void) {
     static const char *const texts[] = {"a", "b", "c"};
     for (uint64_t i = 0; i < 3; i++) {
         numbers[i] = signed_request(&d, texts[i], LONG);
-        hsm_requests_await(d.table, numbers[i], 1 + i);
+        hsm_requests_hold(d.table, numbers[i], 0, 1 + i);
     }
     CHECK_INT(counts_of(&d).awaiting, ==, 3);
     CHECK_INT(atomic_load(&d.client->area->shared->in_flight), ==, 3);
@@ -68,10 +68,10 @@ static void answers_await_the_end_of_a_round_that_began_after_them(void) {
     hsm_requests_fail(d.table, HSM_ALL, HSM_CLOSED);
     (void)answered(&d, numbers[2], HSM_CLOSED);
     uint64_t both = signed_request(&d, "d", LONG); /* first its record, then its round, within its deadline */
-    hsm_requests_hold(d.table, both, 7);
+    hsm_requests_hold(d.table, both, 7, 0);
     hsm_requests_release(d.table, 7);
     CHECK_INT(next_is(&d, both, HSM_OK).seq, ==, 7);
-    hsm_requests_await(d.table, both, 9);
+    hsm_requests_hold(d.table, both, 0, 9);
     CHECK_INT(hsm_requests_sweep(d.table, hsm_now_ns() + 2 * LONG), ==, 0);
     hsm_answer late = answered(&d, both, HSM_DEADLINE_EXCEEDED);
     CHECK_INT(late.seq, ==, 7);
@@ -82,7 +82,7 @@ static void answers_await_the_end_of_a_round_that_began_after_them(void) {
 static void a_held_answer_has_its_deadline(void) {
     struct desk d = desk_begin(4);
     uint64_t held = signed_request(&d, "a", LONG);
-    hsm_requests_hold(d.table, held, 1);
+    hsm_requests_hold(d.table, held, 1, 0);
     CHECK_INT(hsm_requests_sweep(d.table, hsm_now_ns() + 2 * LONG), ==, 0);
     CHECK_INT(answered(&d, held, HSM_DEADLINE_EXCEEDED).seq, ==, 1);
 
@@ -94,7 +94,7 @@ static void a_held_answer_has_its_deadline(void) {
     (void)answered(&d, held, HSM_OK);
     (void)hsm_requests_sweep(d.table, hsm_now_ns() + 2 * LONG);
     (void)next_is(&d, follower, HSM_OK);
-    hsm_requests_hold(d.table, follower, 2);
+    hsm_requests_hold(d.table, follower, 2, 0);
     CHECK_INT(hsm_requests_sweep_at(d.table), !=, 0);
     (void)hsm_requests_sweep(d.table, hsm_now_ns() + 3 * LONG);
     CHECK_INT(answered(&d, follower, HSM_DEADLINE_EXCEEDED).seq, ==, 2);
@@ -149,7 +149,7 @@ static void a_number_is_never_used_again(void) {
     CHECK_INT((uint32_t)number, ==, (uint32_t)old);
     CHECK_INT(number, !=, old);
     hsm_requests_end(d.table, old);
-    hsm_requests_hold(d.table, old, 1);
+    hsm_requests_hold(d.table, old, 1, 0);
     CHECK_INT(cancel(&d, old, 0), ==, 1);
     CHECK_INT(cancel(&d, 0, 0), ==, 1);
     CHECK_INT(cancel(&d, UINT64_MAX, 0), ==, 1);
@@ -349,7 +349,7 @@ static void workers_starve_when_the_held_answers_leave_one_idle_or_half_the_requ
         begin(&d, 0, numbers[i]);
         end(&d, 0, texts[i]);
         (void)next_is(&d, numbers[i], HSM_OK);
-        hsm_requests_hold(d.table, numbers[i], i + 1);
+        hsm_requests_hold(d.table, numbers[i], i + 1, 0);
         uint64_t left = COUNT_OF(texts) - 1 - i;
         CHECK_INT(hsm_requests_starving(d.table, 0), ==, left < 2); /* one for each of the two workers */
         CHECK_INT(hsm_requests_starving(d.table, 1), ==, left < 3);

@@ -351,7 +351,6 @@ TASKS_OF_THEIR_OWN = {
     "gateway/vault/face.py",
     "manager/key_managers.py",
     "manager/lifecycle.py",
-    "manager/membership.py",
     "members/offload/runners.py",
     "members/pkcs11.py",
     "serve/app.py",

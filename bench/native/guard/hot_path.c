@@ -6,7 +6,7 @@
  * Sections: ring (submit, claim, sign on the no-op module, complete, notify, drain), ring-digest (the same with the
  * digest that a record needs), requests (as ring, through the request table), cache-hit, cache-miss (lookup, fill,
  * eviction), audit-line, policy (a transfer and its two instructions of ComputeBudget, under every rule but the role),
- * policy-raw (a message that is no transaction), gateway-frame (a request and its answer, written and read at both ends).
+ * policy-raw (a message that is no transaction), gateway-frame (a request and its answer, each written and read).
  */
 #include "../../../native/src/worker.c" /* for `serve`, which nothing outside that file may call */
 

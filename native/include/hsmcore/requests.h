@@ -51,7 +51,7 @@ typedef struct hsm_answer {
     uint8_t shared;           /* 1: the signature was made for another request */
     uint8_t cached;           /* 1: the signature comes from the cache */
     uint8_t begun;            /* 0: no worker has begun, or will begin, to sign its message for it; 1: one may have */
-    uint8_t last; /* 1: the request is over: call hsm_requests_end, hsm_requests_hold or hsm_requests_await */
+    uint8_t last;             /* 1: the request is over: call hsm_requests_end or hsm_requests_hold */
 } hsm_answer;
 
 /* `cache` may be NULL; it and the client belong to the caller and outlive the table. */
@@ -97,13 +97,11 @@ void hsm_requests_settle(hsm_requests *table);
 int hsm_requests_next(hsm_requests *table, hsm_answer *answer);
 /* A request whose last answer was taken is over: its number may be given to another. */
 void hsm_requests_end(hsm_requests *table, uint64_t request);
-/* Instead: keep a request that was just answered with HSM_OK until record `seq` is durable, in ascending order. It is
- * answered again then, or at its deadline. */
-void hsm_requests_hold(hsm_requests *table, uint64_t request, uint64_t seq);
+/* Instead: keep a request that was just answered with HSM_OK until record `seq` is durable, or until round `round` is
+ * over: whichever of the two is not 0, each in ascending order. It is answered again then, or at its deadline. */
+void hsm_requests_hold(hsm_requests *table, uint64_t request, uint64_t seq, uint64_t round);
 /* The records up to `seq` are durable. */
 void hsm_requests_release(hsm_requests *table, uint64_t seq);
-/* As hsm_requests_hold, until round `round` is over, which is at least 1. */
-void hsm_requests_await(hsm_requests *table, uint64_t request, uint64_t round);
 /* The rounds up to `round` are over. */
 void hsm_requests_confirm(hsm_requests *table, uint64_t round);
 /* The waiter has left. Returns 1 if the request is over, with nothing more to take of it; `begun` receives 0 if no
