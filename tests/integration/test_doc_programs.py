@@ -31,6 +31,7 @@ ELSEWHERE = {
     "docs/TUTORIAL.md": "tests/integration/test_tutorial.py",
     "docs/GATEWAY.md": "tests/integration/test_gateway_vault_docs.py",
     "docs/KEYSET.md": "tests/integration/test_key_set.py makes the same calls; parsed here",
+    "docs/PUBLIC_LOG.md": "needs witnesses: tests/integration/test_public_log.py makes the same calls; parsed here",
     "docs/operations/softhsm.md": "a conftest and a test: tests/integration/test_embedding.py runs them; parsed here",
     "docs/FLEET.md": "needs a fleet on PostgreSQL: tests/integration/test_fleet.py makes the same calls; parsed here",
 }

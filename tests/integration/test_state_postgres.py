@@ -117,6 +117,7 @@ async def test_a_newer_store_is_refused_and_an_older_one_migrated(postgres, url)
     postgres.execute("DROP TABLE hsmcore_tests.fleet, hsmcore_tests.fleet_host, hsmcore_tests.fleet_floor", database)
     postgres.execute("DROP TABLE hsmcore_tests.role", database)
     postgres.execute("ALTER TABLE hsmcore_tests.watermark DROP COLUMN message, DROP COLUMN mac", database)
+    postgres.execute("DROP TABLE hsmcore_tests.published", database)
     postgres.execute("DROP TABLE hsmcore_tests.key_set, hsmcore_tests.key_evidence, hsmcore_tests.key_domain", database)
     with pytest.raises(StoreError, match=r"older version .* lacks schema 7") as caught:
         await Store.open_to_read(fleet(url))

@@ -69,7 +69,7 @@ class OpenLog:
         self.process = record.this_process()
         self._waiting = RecordWaiters()
         self._timer: asyncio.TimerHandle | None = None
-        self._sealed_at = -math.inf  # when the newest checkpoint was begun, by the loop's clock
+        self._sealed_at = -_LEAST_SECONDS  # when the newest checkpoint was begun, by the loop's clock
         self._seals = Scope()
         self._compressing: asyncio.Future[None] | None = None
         self._seal_until = math.inf

@@ -7,6 +7,7 @@ first.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
@@ -116,11 +117,13 @@ async def _again_and_again(
     pause: float | None = 0.0 if at_once else None
     while True:
         length, now = seconds if pause is None else pause, loop.time()
-        timer = loop.call_at(end_of_pause(now, length) if length and not failures else now + length, wake.set)
+        end = end_of_pause(now, length) if length and not failures else now + length
+        timer = None if math.isinf(end) else loop.call_at(end, wake.set)
         try:
             await wake.wait()
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
         wake.clear()
         try:
             pause = await work()

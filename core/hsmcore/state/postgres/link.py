@@ -303,8 +303,10 @@ _KINDS: Final[Sequence[tuple[type[Exception], type[StoreError]]]] = (
 def failure(error: Exception, shown: str) -> StoreError:
     """Return the store's error for a statement's, of whose transaction nothing was written."""
     driver = getattr(error, "orig", error)
-    if isinstance(driver, psycopg.errors.ReadOnlySqlTransaction | psycopg.errors.FeatureNotSupported):
-        return StoreAway(f"{shown}: {STANDBY[0]}", hint=STANDBY[1])  # BEGIN READ WRITE
+    if isinstance(driver, psycopg.errors.FeatureNotSupported):  # BEGIN READ WRITE
+        return StoreAway(f"{shown}: {STANDBY[0]}", hint=STANDBY[1])
+    if isinstance(driver, psycopg.errors.ReadOnlySqlTransaction):
+        return StoreAway(f"{shown}: {reason(error)}", hint=STANDBY[1])
     kind = next(kind for sort, kind in _KINDS if isinstance(driver, sort))
     lacks = isinstance(driver, psycopg.errors.InsufficientPrivilege)
     return kind(f"{shown}: {reason(error)}", hint=rights.HINT if lacks else HINT)
