@@ -44,6 +44,14 @@ OLDEST = "manylinux_2_34"
 OF_THE_SYSTEM = ("libcrypto.so.3", "libjansson.so.4")
 """Not in the wheel. OpenSSL comes from the system with its security updates, and validated where the system's is;
 jansson only the chaos module needs."""
+AUDITWHEEL = """
+import platform, sys
+machine = sys.argv.pop(1)
+platform.machine = lambda: machine
+from auditwheel.main import main
+sys.exit(main())
+"""
+"""auditwheel for the machine that the first argument names: by itself it takes no tag but those of the one it runs on."""
 PROBE = """
 import json, os, sys, sysconfig, venv
 include = os.path.join(sysconfig.get_path("include"), "Python.h")
@@ -248,9 +256,10 @@ def repaired(python: Path, wheel: Path, output: Path, *, crossing: bool = False)
     env = {**os.environ, "PATH": f"{tools}:{os.environ.get('PATH', '/usr/bin:/bin')}"}
     if crossing:
         env["LD_LIBRARY_PATH"] = str(AARCH64_LIBRARIES)
-    tag = f"{OLDEST}_{'aarch64' if crossing else platform.machine()}"
+    machine = "aarch64" if crossing else platform.machine()
     excluded = [f"--exclude={name}" for name in OF_THE_SYSTEM]
-    run([str(tools / "auditwheel"), "repair", "--plat", tag, *excluded, "-w", str(output), str(wheel)], env=env)
+    line = [str(python), "-c", AUDITWHEEL, machine, "repair", "--plat", f"{OLDEST}_{machine}", *excluded]
+    run([*line, "-w", str(output), str(wheel)], env=env)
     [made] = output.iterdir()
     return made
 
