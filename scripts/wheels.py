@@ -49,7 +49,7 @@ AUDITWHEEL = (
     "import platform, sys; machine = sys.argv.pop(1); platform.machine = lambda: machine; "
     "from auditwheel.main import main; sys.exit(main())"
 )
-"""auditwheel for the machine that the first argument names: by itself it takes no tag but those of the one it runs on."""
+"""auditwheel for the machine that the first argument names: by itself it takes only the tags of this one."""
 PROBE = """
 import json, os, sys, sysconfig, venv
 include = os.path.join(sysconfig.get_path("include"), "Python.h")
