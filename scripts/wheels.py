@@ -39,11 +39,17 @@ MINORS = range(11, 15)
 PURE = ("bench", "clients/python")
 """Folders of distributions in Python alone."""
 AARCH64_LIBRARIES = ROOT / "build" / "aarch64" / "sysroot" / "usr" / "lib" / "aarch64-linux-gnu"
+CROSS_COMPILER = "aarch64-linux-gnu-gcc"
 OLDEST = "manylinux_2_34"
 """The C library of Amazon Linux 2023 and RHEL 9, the oldest that CloudHSM's client supports with OpenSSL 3."""
 OF_THE_SYSTEM = ("libcrypto.so.3", "libjansson.so.4")
 """Not in the wheel. OpenSSL comes from the system with its security updates, and validated where the system's is;
 jansson only the chaos module needs."""
+AUDITWHEEL = (
+    "import platform, sys; machine = sys.argv.pop(1); platform.machine = lambda: machine; "
+    "from auditwheel.main import main; sys.exit(main())"
+)
+"""auditwheel for the machine that the first argument names: by itself it takes only the tags of this one."""
 PROBE = """
 import json, os, sys, sysconfig, venv
 include = os.path.join(sysconfig.get_path("include"), "Python.h")
@@ -92,7 +98,7 @@ def main() -> int:
         more = crossed(options.aarch64.resolve(), folder) if options.aarch64 else headers_of(interpreter)
         raw = build(environment(interpreter, folder), source, folder / "raw", "bdist_wheel", more)
         finish([repaired(builder, raw, folder / "repaired", crossing=options.aarch64 is not None)], output)
-    record(interpreters, output, options.commit)
+    record(interpreters, output, options.commit, CROSS_COMPILER if options.aarch64 else os.environ.get("CC", "cc"))
     return 0
 
 
@@ -104,9 +110,8 @@ def finish(made: Sequence[Path], output: Path) -> None:
         print(f"{hashlib.sha256(target.read_bytes()).hexdigest()}  {target.name}", flush=True)
 
 
-def record(interpreters: Sequence[Path], output: Path, commit: str | None) -> None:
+def record(interpreters: Sequence[Path], output: Path, commit: str | None, compiler: str) -> None:
     """Write down with what the wheels were built, beside the commit: who builds them again needs the same."""
-    compiler = os.environ.get("CC", "cc")
     versions = [[str(each), "-c", PROBE] for each in interpreters]
     said = [subprocess.run(line, check=True, capture_output=True, text=True).stdout for line in versions]
     about = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True).stdout
@@ -211,7 +216,7 @@ def crossed(target: Path, folder: Path) -> dict[str, str]:
         "_PYTHON_HOST_PLATFORM": "linux-aarch64",
         "_PYTHON_SYSCONFIGDATA_NAME": data.stem,
         "PYTHONPATH": str(place),
-        "CC": "aarch64-linux-gnu-gcc",
+        "CC": CROSS_COMPILER,
         "C_INCLUDE_PATH": str(target / "usr" / "include"),
         "CMAKE_ARGS": f"-DCMAKE_TOOLCHAIN_FILE={ROOT / 'scripts' / 'aarch64.cmake'}",
         "LDFLAGS": f"-Wl,-s -L{AARCH64_LIBRARIES} -Wl,-rpath-link,{AARCH64_LIBRARIES}",
@@ -248,9 +253,10 @@ def repaired(python: Path, wheel: Path, output: Path, *, crossing: bool = False)
     env = {**os.environ, "PATH": f"{tools}:{os.environ.get('PATH', '/usr/bin:/bin')}"}
     if crossing:
         env["LD_LIBRARY_PATH"] = str(AARCH64_LIBRARIES)
-    tag = f"{OLDEST}_{'aarch64' if crossing else platform.machine()}"
+    machine = "aarch64" if crossing else platform.machine()
     excluded = [f"--exclude={name}" for name in OF_THE_SYSTEM]
-    run([str(tools / "auditwheel"), "repair", "--plat", tag, *excluded, "-w", str(output), str(wheel)], env=env)
+    line = [str(python), "-c", AUDITWHEEL, machine, "repair", "--plat", f"{OLDEST}_{machine}", *excluded]
+    run([*line, "-w", str(output), str(wheel)], env=env)
     [made] = output.iterdir()
     return made
 

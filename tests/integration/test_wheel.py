@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from scripts.wheels import AUDITWHEEL, OLDEST
 from tests.support.empty_root import EmptyRoot, why_impossible
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +61,7 @@ def installed(wheels, tmp_path):
 
 def test_the_wheel_has_what_it_needs(wheels):
     library, _bench, _client = wheels
-    assert "manylinux_2_34_" in library.name  # auditwheel refuses a binary that needs a newer C library
+    assert f"{OLDEST}_" in library.name  # auditwheel refuses a binary that needs a newer C library
     with zipfile.ZipFile(library) as archive:
         names = archive.namelist()
         modes = {info.filename: info.external_attr >> 16 & 0o777 for info in archive.infolist()}
@@ -77,6 +78,12 @@ def test_the_wheel_has_what_it_needs(wheels):
     listed = {component["name"] for component in bill["components"]}
     assert packages == (library.parent / "hsmcore.cdx.json").read_bytes()
     assert "libsodium23" in listed or not Path("/etc/debian_version").exists()
+
+
+def test_auditwheel_takes_the_tag_of_the_machine_that_a_wheel_is_crossed_for():
+    line = [sys.executable, "-c", AUDITWHEEL, "aarch64", "repair", "--help"]
+    said = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+    assert f"{OLDEST}_aarch64" in said.stdout, said.stderr
 
 
 @pytest.mark.slow("a wheel is built, and the demonstration played")
