@@ -352,7 +352,10 @@ class World(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.loop.now += seconds
         self.turn()
-        if seconds == 90.0:  # and what was remembered for too long is not
+        if seconds == 90.0:  # and what was remembered for too long is not; nothing is on its way for so long
+            for channel in self.channels:
+                while channel.out:
+                    self.take(channel)
             self.process.answers.clear()
             self.process.forgotten += 1
 
@@ -416,7 +419,7 @@ class World(RuleBasedStateMachine):
                 while channel.back:
                     self.deliver(channel, channel.back.pop(0))
         self.loop.now += 1000
-        for _ in range(2):  # the rest of a batch is settled, then the batch
+        for _ in range(4):  # what was put off begins, the rest of a batch is settled, then the batch
             self.turn()
         assert [request for _, request in self.asked if not request.future.done()] == []
         self.outcomes_are_true()

@@ -265,7 +265,7 @@ class TableMachine(RuleBasedStateMachine):
             self.seq += 1
             request.seq, request.waiting, request.answered = self.seq, True, False
             request.possible -= {"BUSY", "KEY_DEACTIVATED", "TOKEN_LOST", "SYSTEM"}
-            self.lib.hsm_requests_hold(self.table, answer.request, self.seq)
+            self.lib.hsm_requests_hold(self.table, answer.request, self.seq, 0)
         else:
             del self.open[answer.request]
             self.lib.hsm_requests_end(self.table, answer.request)
