@@ -117,7 +117,9 @@ def test_what_safety_costs_and_other_libraries_stand_beside_the_rows():
     assert "what safety leaves" not in chart(result)
     with_them(result)
     made = table(result, "r")
-    assert "| the whole stack, SoftHSM, 64 in flight | 900 | 0.900 |  | 31.1 µs | 1.00 ms | 2.00 ms |" in made
+    assert re.search(
+        r"\| the whole stack, SoftHSM, 64 in flight \| 900 \| 0.900 \|  \| [\d.]+ µs \| 1.00 ms \| 2.00 ms \|", made
+    )
     assert "| the whole stack, network-5ms, 256 in flight, beside raw C | 900 | 0.900 | ≥ 0.98 | " in made
     assert "| failover enabled, no-op module, 256 in flight | 900 | 0.900 |  |" in made
     assert "raw C itself is only 1.1 to 1.1 × as fast as other libraries" in made
