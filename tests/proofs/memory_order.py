@@ -155,10 +155,8 @@ MUTANTS = [
         "notify",
         "client.c",
         (
-            (
-                "uint64_t now = hsm_now_ns();\n    uint64_t at",
-                "uint64_t now = 1000000; /* at the start */\n    uint64_t at",
-            ),
+            ("atomic_store(&client->area->shared->alarm_at_ns, 0);", ""),
+            ("uint64_t now = hsm_now_ns();\n    uint64_t at", "uint64_t now = 1000000;\n    uint64_t at"),
         ),
         1,
     ),
