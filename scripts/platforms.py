@@ -1,10 +1,9 @@
-#!/usr/bin/env python3
 """Hold what a wheel needs of a system against what the Linuxes of AWS CloudHSM's client have.
 
     .venv/bin/python scripts/platforms.py WHEEL...
 
-The wheel's binaries name libraries and versions of their symbols (`.gnu.version_r`); a system whose library is older has
-no such version, and the loader refuses the binary there. Exit status 1 if a wheel fits a platform that the table does
+The wheel's binaries name libraries and versions of their symbols (`.gnu.version_r`). A system whose library is older
+has no such version, and its loader refuses the binary. Exit status 1 if a wheel fits a platform that the table does
 not expect it for, or misses one that it does.
 """
 
@@ -44,7 +43,7 @@ PLATFORMS = (
     Platform("Ubuntu 24.04", (2, 39), (3, 0, 13)),
     Platform("Ubuntu 26.04", (2, 43), (3, 5, 0)),
 )
-"""Which: docs.aws.amazon.com/cloudhsm/latest/userguide/sdk8-linux.html, each for x86-64 and AArch64, read on 2026-12-01.
+"""Which: docs.aws.amazon.com/cloudhsm/latest/userguide/sdk8-linux.html, each for x86-64 and AArch64; as of 2026-12-01.
 glibc: docs.aws.amazon.com/linux/al2023/ug/glibc-gcc-and-binutils.html for Amazon's two; the package glibc of each
 release of Red Hat's and Ubuntu's (packages.ubuntu.com). OpenSSL: the package openssl of each; Red Hat's first 3.x is
 3.0.1, in 9.0 (redhat.com/en/blog/experience-bringing-openssl-30-rhel-and-fedora). Up to 1.1.1 its library is
