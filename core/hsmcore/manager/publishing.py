@@ -128,6 +128,8 @@ class PublicLog:
         """What witnesses are asked about; None: another process has that done."""
         self.published: Checkpoint | None = None
         """What is handed out. Replaced, never changed; any thread may read it."""
+        self._due: int | None = None
+        """Leaves up to the highest position that is bound or given up; None: this process does not look."""
         self._hole: tuple[int, float] = (-1, 0.0)
         """A position that nothing is bound to, and when it was seen first."""
         self._trouble = ""
@@ -166,14 +168,17 @@ class PublicLog:
 
     def status(self) -> dict[str, Any]:
         """As PublicLogs.status."""
-        hole = self._hole[0]
+        hole, published = self._hole[0], 0 if self.published is None else self.published.size
+        asks = self._asked is not None and self._settings.needed
         return {
             "origin": self._chain.origin,
             "first": self._chain.first,
             "signed": self._head.size,
-            "published": 0 if self.published is None else self.published.size,
+            "published": published,
+            "waiting": self._due and max(self._due - published, 0),
             "waitsFor": None if hole < 0 else hole,
             "problem": self._trouble or None,
+            "cosignedAt": self._witnesses.quorum_at if asks else None,
             "witnesses": {name: one.as_dict() for name, one in self._witnesses.status.items()},
         }
 
@@ -221,7 +226,7 @@ class PublicLog:
     async def _go_on(self) -> None:
         led, leads = self._role.held, await self._lead()
         if not leads and self._fleet is None:  # the process that leads writes the files
-            self.published = await self._read_published()
+            self.published, self._due = await self._read_published(), None
             return
         tree = self._tree if led or not leads else None  # else another process has written the files
         if tree is None:
@@ -231,7 +236,7 @@ class PublicLog:
         while True:
             async with self._one:
                 found = await self._store.run(partial(self._portion, size=tree.size))
-                self._head = found.head
+                self._head, self._due = found.head, found.due
             self._require_same(tree)
             entries = [_entry(digest) for digest in found.digests]
             if not leads or tree.size < found.head.size:  # what was signed is met first
