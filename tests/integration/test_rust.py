@@ -292,6 +292,11 @@ async def test_what_is_refused_for_want_of_room_waits_and_rotations_are_followed
         assert [wire.read_sign(one).version for one in fake.received(Type.SIGN)] == [1, 1, 1, 2]
 
 
+def _linked(socket: Path, addresses: list[str]) -> None:
+    for address in addresses:
+        Path(address.removeprefix("unix:")).symlink_to(socket)
+
+
 async def test_what_many_hosts_refuse_and_one_has_no_room_for_is_signed_in_the_end(program, tmp_path):
     addresses = [f"unix:{tmp_path}/s", *(f"unix:{tmp_path}/s{number}" for number in range(40))]
     said = iter(["NOT_HOLDER"] * len(addresses) + ["QUEUE_FULL"])
@@ -302,8 +307,7 @@ async def test_what_many_hosts_refuse_and_one_has_no_room_for_is_signed_in_the_e
         else:
             honest(served, connection, one)
 
-    for address in addresses[1:]:
-        Path(address.removeprefix("unix:")).symlink_to(tmp_path / "s")
+    _linked(tmp_path / "s", addresses[1:])
     async with FakeGateway(f"{tmp_path}/s") as fake, probe(program, *addresses, PROBE_PING_MS="60000") as client:
         fake.answer = refuses
         assert await client.sign(b"message") == signed(b"message")

@@ -108,10 +108,20 @@ pub enum Next {
 
 impl Job {
     pub fn new(frame: Vec<u8>, slot: &str, pin: Option<Vec<u8>>, deadline: Instant) -> Box<Self> {
-        let (slot, reply) = (slot.into(), Arc::default());
-        let (key, sent, refused_by, refusal) = (None, None, None, None);
-        let (done, uncertain, refusals) = (false, false, 0);
-        Box::new(Self { slot, deadline, frame, pin, reply, done, key, sent, uncertain, refused_by, refusal, refusals })
+        Box::new(Self {
+            slot: slot.into(),
+            deadline,
+            frame,
+            pin,
+            reply: Arc::default(),
+            done: false,
+            key: None,
+            sent: None,
+            uncertain: false,
+            refused_by: None,
+            refusal: None,
+            refusals: 0,
+        })
     }
 
     pub fn signs(&self) -> bool {
