@@ -207,10 +207,10 @@ static void pump(int64_t now) {
     struct job *next = NULL;
     for (struct job *job = wire.first; job != NULL && wire.state == READY && !wire.draining; job = next) {
         next = job->next;
-        const struct p11_key *key = &p11_keys[job->key];
         if (job->refresh || job->request != 0 || job->not_before > now) {
             continue;
         }
+        const struct p11_key *key = &p11_keys[job->key];
         struct p11_slot *slot = &p11_slots[key->slot];
         if (slot->number < 0 || !key->listed) {
             finish(job, slot->number < 0 ? CKR_DEVICE_REMOVED : CKR_KEY_HANDLE_INVALID);
@@ -230,10 +230,10 @@ static void resend(bool same, int64_t now) {
     struct job *next = NULL;
     for (struct job *job = wire.first; job != NULL && wire.state == READY; job = next) {
         next = job->next;
-        const struct p11_key *key = &p11_keys[job->key];
         if (job->request == 0) {
             continue;
         }
+        const struct p11_key *key = &p11_keys[job->key];
         bool listed = key->listed && p11_slots[key->slot].number >= 0;
         if (!same || now - job->sent_at >= wire.remember || !listed) {
             /* It is remembered nowhere: only a signature that comes out the same may be asked for again. */
