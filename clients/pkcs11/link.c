@@ -19,7 +19,7 @@
 /* Types of frames, besides those of frames.h. */
 enum { HELLO = 1, CANCEL = 5, ACK = 6, PING = 7, WELCOME = 129, PONG = 133, ERROR = 134 };
 enum { KEYS = 135, CREDIT, GOAWAY };
-enum { ACK_EVERY = 32, MOST_PING = 64, READS = 16, ROOM = 4 + HSM_FRAME_MOST + 65536, MOST_DOUBLINGS = 3 };
+enum { ACK_EVERY = 32, MOST_PING = 64, READS = 16, ROOM = 4 + HSM_FRAME_MOST + 65536, MOST_DOUBLINGS = 3, FEW = 8 };
 #define GRACE (250 * P11_MS)    /* the gateway's word about a request that is late says more than ours */
 #define QUIET (10000 * P11_MS)  /* a connection without a sign of life is tested after so long */
 #define FORSAKE (1000 * P11_MS) /* how long a gateway that is left may take for what is open there */
@@ -588,8 +588,11 @@ static CK_RV run(struct job *job) {
     if (!job->refresh && (wire.held || !place(job, now))) {
         pump(now);
     }
-    if (!job->reads && wire.polling) { /* else the reader writes it, with what others ask meanwhile */
+    if (!job->reads && wire.polling && wire.open <= FEW) {
         flush();
+    } else if (!job->reads && wire.polling) { /* the reader writes it, with what others ask until it is awake */
+        wire.polling = false;
+        (void)eventfd_write(wire.wake, 1);
     }
     if (!job->reads && !wait_for_turn(job, end)) {
         return job->rv;

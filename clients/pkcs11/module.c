@@ -17,8 +17,16 @@ CK_RV p11_leave(CK_RV rv) {
 
 /* ---- the function lists: each takes the lock, checks its first argument, and calls ours, if there is one ---- */
 
+/* A program may know its slot's number and ask for no list. */
+static CK_RV check_slot(CK_SLOT_ID slot) {
+    if (slot >= p11_slot_count && p11_link_refresh() == CKR_CRYPTOKI_NOT_INITIALIZED) {
+        return CKR_CRYPTOKI_NOT_INITIALIZED;
+    }
+    return slot < p11_slot_count ? CKR_OK : CKR_SLOT_ID_INVALID;
+}
+
 #define CHECK_MODULE CKR_OK
-#define CHECK_SLOT (slot < p11_slot_count ? CKR_OK : CKR_SLOT_ID_INVALID)
+#define CHECK_SLOT check_slot(slot)
 #define CHECK_SESSION (p11_session(session) != NULL ? CKR_OK : CKR_SESSION_HANDLE_INVALID)
 #define ANSWER(scope, name, arguments)                                                                                 \
     CK_RV rv = CKR_CRYPTOKI_NOT_INITIALIZED;                                                                           \
