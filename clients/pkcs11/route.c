@@ -68,7 +68,8 @@ static void next(uint32_t first, bool refused) {
 
 bool p11_route_gone(unsigned at, enum p11_ended how, bool was_up, bool was_useful) {
     p11_route.silent = was_up ? p11_route.silent & ~bit(at) : p11_route.silent | bit(at);
-    p11_route.final = how == P11_FINAL ? p11_route.final | bit(at) : p11_route.final & ~bit(at);
+    p11_route.final &= was_up ? 0 : ~bit(at);
+    p11_route.final |= how == P11_FINAL ? bit(at) : 0;
     if (was_useful && !p11_route.seeking) {
         begin();
     }
