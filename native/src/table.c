@@ -193,6 +193,10 @@ int hsm_requests_starving(const hsm_requests *table, uint64_t waiting) {
     return table->held.count != 0 && left < table->admission.servers + waiting;
 }
 
+uint64_t hsm_requests_load(const hsm_requests *table) {
+    return (uint64_t)hsm_client_slots(table->client) - hsm_client_free_slots(table->client) + table->queue.count;
+}
+
 void hsm_requests_count(const hsm_requests *table, hsm_requests_counts *counts) {
     *counts = (hsm_requests_counts){
         .open = table->open,
