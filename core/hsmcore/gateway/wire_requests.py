@@ -16,6 +16,7 @@ from hsmcore.errors import HsmError
 from hsmcore.gateway.admission import Admission, ClientKey
 from hsmcore.gateway.clients import CameBy, KnownClient, within
 from hsmcore.gateway.intake import REFUSAL_COST
+from hsmcore.gateway.jobs import unexpected
 from hsmcore.gateway.operations import SIGN, GatewayRequest, Operation
 from hsmcore.gateway.replay import REMEMBER_SECONDS, ReplaySession, contents_of
 from hsmcore.gateway.wire import messages as wire
@@ -143,12 +144,15 @@ class ServedRequest(GatewayRequest):
 
     def answer(self, outcome: Any) -> None:
         """Send the result or the error, and remember it."""
-        connection, session = self.connection, self.session
-        if isinstance(outcome, HsmError):
-            error, data = outcome, wire.error(self.number, wire.refusal_of(outcome))
+        connection, session, error = self.connection, self.session, outcome if isinstance(outcome, HsmError) else None
+        if error is None:
+            try:
+                data = self.operation.encode(self, outcome)
+            except Exception as fault:  # noqa: BLE001  # whatever it is, the client has its answer
+                error = unexpected(fault)
+        if error is not None:
+            data = wire.error(self.number, wire.refusal_of(error))
             self.account.client.intake.charge(REFUSAL_COST)
-        else:
-            error, data = None, self.operation.encode(self, outcome)
         if connection.counts:
             self.counter.desk.count(self.account.client, error)
         session.close(self.number, data if self.operation.remembered else None, connection.server.now)

@@ -215,7 +215,7 @@ def traced(made: bytes, parent: TraceParent) -> bytes:
 
 def labelled(made: bytes, label: Label) -> bytes:
     """Return a request's frame with its label; as `traced`, which comes behind this."""
-    peer = label.peer.encode(errors="replace")[:_MOST_PEER]
+    peer = label.peer.encode(errors="replace")[:_MOST_PEER].decode(errors="ignore").encode()
     return _with(made, Flag.LABELLED, label.request_id + bytes([len(peer)]) + peer)
 
 
@@ -240,5 +240,8 @@ def unlabelled(one: Frame) -> tuple[Frame, Label]:
     after = begin + (one.body[_ID_BYTES] if len(one.body) > _ID_BYTES else 0)
     if len(one.body) < after or len(one.body) < begin:
         raise WireError("a label that is none")
-    label = Label(one.body[:_ID_BYTES], one.body[begin:after].decode(errors="replace"))
+    try:
+        label = Label(one.body[:_ID_BYTES], one.body[begin:after].decode())
+    except UnicodeDecodeError as error:
+        raise WireError(str(error)) from None
     return one._replace(flags=one.flags & ~Flag.LABELLED, body=one.body[after:]), label
