@@ -30,6 +30,9 @@ from hsmcore.gateway.wire.frames import (
     UnknownKind,
     WireError,
 )
+from hsmcore.gateway.wire.frames import (
+    frame as make_frame,
+)
 from hsmcore.gateway.wire_requests import NAMED, ServedRequest, WireFace, have_turns, intake_of, named
 from hsmcore.manager.policy.callers import full
 
@@ -375,7 +378,7 @@ class GatewayConnection(AnswerSender):
             self.session.acknowledge(frame.request)
 
     def _ping(self, frame: Frame) -> None:
-        self.send(wire.pong(frame.request, wire.read_bytes(frame.body, wire.MOST_PING)))
+        self.send(make_frame(Type.PONG, frame.request, wire.read_bytes(frame.body, wire.MOST_PING)))
 
     def refuse_held(self, why: Callable[[], HsmError], before: float = inf) -> None:
         """Refuse requests that wait for room, with deadlines before this time."""

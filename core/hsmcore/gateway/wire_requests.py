@@ -144,12 +144,12 @@ class ServedRequest(GatewayRequest):
 
     def answer(self, outcome: Any) -> None:
         """Send the result or the error, and remember it."""
-        connection, session, error = self.connection, self.session, outcome if isinstance(outcome, HsmError) else None
-        if error is None:
-            try:
-                data = self.operation.encode(self, outcome)
-            except Exception as fault:  # noqa: BLE001  # whatever it is, the client has its answer
-                error = unexpected(fault)
+        connection, session, data = self.connection, self.session, b""
+        error = outcome if isinstance(outcome, HsmError) else None
+        try:
+            data = b"" if error else self.operation.encode(self, outcome)
+        except Exception as fault:  # noqa: BLE001  # whatever it is, the client has its answer
+            error = unexpected(fault)
         if error is not None:
             data = wire.error(self.number, wire.refusal_of(error))
             self.account.client.intake.charge(REFUSAL_COST)
