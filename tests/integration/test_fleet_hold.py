@@ -17,6 +17,7 @@ from tests.support.postgres import Cluster, cluster, fleet
 from hsmcore.config import Secret
 from hsmcore.config.fleet import Fleet
 from hsmcore.errors import BadArgument, NotHolder
+from hsmcore.fleet import duties
 from hsmcore.fleet.orders import order
 from hsmcore.fleet.overview import overview
 from hsmcore.manager.policy.wants import PayloadPlace
@@ -125,7 +126,8 @@ async def test_a_switchover_under_a_hold_waits_for_no_host_that_is_away(tmp_path
             assert await c.sign(2, "another") == "DoubleSign"
 
 
-async def test_a_switchover_after_a_drain_of_every_host_waits_for_none_that_is_away(tmp_path):
+async def test_a_switchover_after_a_drain_of_every_host_waits_for_none_that_is_away(tmp_path, monkeypatch):
+    monkeypatch.setattr(duties, "FLOORS", 1 << 30)  # a host that binds nothing has no other use for the database
     with pair(tmp_path) as servers:
         async with servers.host("a") as a, servers.host("b") as b:
             async with servers.host("c", claim="manual"):
