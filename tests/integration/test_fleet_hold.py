@@ -23,7 +23,6 @@ from hsmcore.fleet.overview import overview
 from hsmcore.manager.policy.wants import PayloadPlace
 from hsmcore.recovery import hold
 from hsmcore.state import Store
-from hsmcore.state.store import now_ns
 
 pytestmark = [pytest.mark.integration, one_loop, pytest.mark.slow("standbys that are made and promoted")]
 TTL = 3000
@@ -73,7 +72,7 @@ class Pair:
 
     async def retire(self, host: str) -> None:
         ttl = TTL * 1_000_000
-        await self.operator(lambda on, _: hold.retire(on, "tests", host, "gone", now_ns(on), ttl))
+        await self.operator(lambda on, _: hold.retire(on, "tests", host, "gone", ttl))
 
     def lags(self) -> None:
         """The standby gets nothing any more of what the primary writes; it has all that was written so far."""
