@@ -29,11 +29,6 @@ def said(driver: psycopg.Connection[Any], text: bytes) -> list[list[tuple[Any, .
     return [rows_of(result) for result in driver.wait(saying(driver.pgconn, text))]
 
 
-def said_then(driver: psycopg.Connection[Any], statements: Sequence[bytes], then: bytes) -> list[tuple[Any, ...]]:
-    """As `saying_then`. Returns the rows of the last statement."""
-    return rows_of(driver.wait(saying_then(driver.pgconn, statements, then))[-1])
-
-
 def saying(server: PGconn, text: bytes) -> Steps:
     """Send a message in steps, as psycopg waits. Returns the result of each of its statements. Raises as `said`."""
     server.send_query(text)
