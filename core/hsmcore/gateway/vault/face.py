@@ -63,7 +63,7 @@ class Face:
 
     async def close(self, *, at_once: bool = False) -> None:
         """Accept no more, answer the open requests unless it is to be `at_once`, and end. Idempotent."""
-        self._server.should_exit, self._server.force_exit = True, at_once
+        self._server.end(at_once=at_once)
         if self._serving is not None:
             await self._serving
 
