@@ -13,7 +13,7 @@ from typing import Any, Final
 from hsmcore.base.listening.door import BACKLOG
 from hsmcore.base.log import get_logger, said
 from hsmcore.config import Config, Gateway
-from hsmcore.config.load import changed
+from hsmcore.config.loading import changed
 from hsmcore.errors import ConfigFault, ConfigurationError, HsmError
 from hsmcore.gateway.admission import Admission
 from hsmcore.gateway.clients import Directory

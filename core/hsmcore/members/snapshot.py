@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from hsmcore.errors import HsmError
-from hsmcore.members.base import Member
+
+if TYPE_CHECKING:
+    from hsmcore.members.base import Member
 
 
 class DescribedMember(TypedDict):
