@@ -48,9 +48,9 @@
     IF(JEQ, SYS_##name, 0, 7), LOAD(args[argument]), IF(JEQ, first, 3, 0), IF(JEQ, second, 2, 0),                      \
         IF(JEQ, third, 1, 0), IF(JEQ, fourth, 0, 1), FAIL(EPERM), ALLOW
 
-/* System calls that no PKCS#11 module has a reason for are refused. The list refuses and does not allow: vendors' code is
- * unknown, and a module that fails in an odd way is worse than a filter that is less tight. A constant: GCC's sanitizers
- * take seconds to compile one that is made in a function. */
+/* System calls that no PKCS#11 module has a reason for are refused. The list refuses and does not allow: vendors' code
+ * is unknown, and a module that fails in an odd way is worse than a filter that is less tight. A constant: GCC's
+ * sanitizers take seconds to compile one that is made in a function. */
 // clang-format off: several names in a line
 static const struct sock_filter FILTER[] = {
     LOAD(arch), IF(JEQ, NATIVE_ARCH, 1, 0), FAIL(EPERM),
