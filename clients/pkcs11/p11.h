@@ -82,7 +82,6 @@ struct p11_key {
     unsigned slot; /* its place in p11_slots */
     enum p11_algorithm algorithm;
     uint32_t version;
-    uint16_t kinds;
     bool listed, current; /* by this gateway */
     uint8_t public_key[P11_PUBLIC_KEY], public_len;
     uint8_t id[255], id_len;
