@@ -217,8 +217,8 @@ void p11_operation_end(struct p11_operation *operation);
 void p11_sessions_count(CK_SLOT_ID slot, CK_ULONG *all, CK_ULONG *writing);
 void p11_sessions_free(void);
 
-/* ---- C_*: p11_C_*, called by module.c with the lock, a slot or a session that there is. One that is not defined is not
- * supported. ---- */
+/* ---- C_*: p11_C_*, called by module.c with the lock, a slot or a session that there is. One that is not defined is
+ * not supported. ---- */
 
 #define P11_LEFT ((CK_RV)1 << 62) /* in their results: the lock was given up */
 /* Give up the lock, unless it was, and return the result. */

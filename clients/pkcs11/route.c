@@ -41,8 +41,8 @@ static uint32_t all(void) {
     return (uint32_t)((UINT64_C(1) << p11_config.count) - 1);
 }
 
-/* Go on to another address, if there is one. `first`: those to prefer, a bit for each. `refused`: this one's gateway has
- * said that it does not want us. */
+/* Go on to another address, if there is one. `first`: those to prefer, a bit for each. `refused`: this one's gateway
+ * has said that it does not want us. */
 static void next(uint32_t first, bool refused) {
     unsigned count = p11_config.count;
     unsigned at = p11_route.at;
