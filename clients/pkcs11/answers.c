@@ -1,6 +1,7 @@
 /* The bodies of a gateway's frames. Whatever it sends, no byte outside of them is read, and fields that do not fit are
  * refused. */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "p11.h"
@@ -41,141 +42,69 @@ static const uint8_t *text(struct fields *fields, unsigned length_size, size_t *
     return found;
 }
 
-static struct p11_key read_key(struct fields *fields, unsigned *slot) {
-    struct p11_key key = {.listed = true};
+static void read_key(struct fields *fields, struct p11_key *key) {
     size_t id_len = 0;
-    *slot = number(fields, 2);
-    key.version = number(fields, 4);
+    key->slot = number(fields, 2);
+    key->version = number(fields, 4);
     uint32_t state = number(fields, 1);
     uint32_t algorithm = number(fields, 1);
     const uint8_t *id = text(fields, 1, &id_len);
-    key.public_len = (uint8_t)number(fields, 1);
-    const uint8_t *public_key = take(fields, key.public_len);
-    key.kinds = (uint16_t)number(fields, 2);
+    key->public_len = (uint8_t)number(fields, 1);
+    const uint8_t *public_key = take(fields, key->public_len);
+    (void)number(fields, 2); /* the kinds of payload: the gateway says what it does not sign */
     size_t whole = algorithm == P11_ED25519 ? 32 : P11_PUBLIC_KEY;
-    if (state > 1 || algorithm == 0 || algorithm > P11_SECP256K1 || key.public_len != whole ||
+    if (state > 1 || algorithm == 0 || algorithm > P11_SECP256K1 || key->public_len != whole ||
         (algorithm != P11_ED25519 && public_key[0] != 0x04)) {
         fields->bad = true;
     }
     if (!fields->bad) {
-        key.algorithm = (enum p11_algorithm)algorithm;
-        key.current = state == 1;
-        memcpy(key.id, id, id_len);
-        key.id_len = (uint8_t)id_len;
-        memcpy(key.public_key, public_key, key.public_len);
+        key->algorithm = (enum p11_algorithm)algorithm;
+        key->listed = true;
+        key->current = state == 1;
+        key->id_len = (uint8_t)id_len;
+        memcpy(key->id, id, id_len);
+        memcpy(key->public_key, public_key, key->public_len);
     }
-    return key;
 }
 
-/* The place of the slot with this number, by `places` (WELCOME), or as WELCOME said. */
-static int place_of(unsigned slot, const int *places, unsigned count) {
-    if (places != NULL) {
-        return slot < count ? places[slot] : -1;
+/* Read all keys, to be freed: of each, `slot` is a number below `slots`. NULL: they are malformed, or too many. */
+static struct p11_key *read_keys(struct fields *fields, unsigned slots, uint32_t *count) {
+    *count = number(fields, 2);
+    struct p11_key *keys = *count > P11_KEYS ? NULL : calloc(*count + 1, sizeof *keys);
+    for (uint32_t i = 0; keys != NULL && i < *count && !fields->bad; i++) {
+        read_key(fields, &keys[i]);
+        fields->bad = fields->bad || keys[i].slot >= slots;
     }
-    for (unsigned i = 0; i < p11_slot_count; i++) {
-        if (p11_slots[i].number == (int)slot) {
-            return (int)i;
-        }
+    if (fields->bad || fields->left != 0) {
+        free(keys);
+        keys = NULL;
     }
-    return -1;
+    return keys;
 }
 
-/* Whether a slot of which keys are known lists others, and none of them. */
-static bool is_strange(struct fields fields, const int *places, unsigned count) {
+/* Whether a slot of which keys are known has others now, and none of them. */
+static bool is_strange(const struct p11_key *keys, uint32_t count) {
     enum { KNOWN = 1, LISTS = 2, AGREES = 4 };
     static uint8_t seen[P11_SLOTS]; /* under the lock */
     memset(seen, 0, sizeof seen);
     for (unsigned i = 0; i < p11_key_count; i++) {
         seen[p11_keys[i].slot] |= p11_keys[i].listed ? KNOWN : 0;
     }
-    for (uint32_t keys = number(&fields, 2), i = 0; i < keys; i++) {
-        unsigned slot = 0;
-        struct p11_key key = read_key(&fields, &slot);
-        int place = place_of(slot, places, count);
-        int known = place < 0 ? -1 : p11_key_find((unsigned)place, key.public_key, key.public_len, i);
-        if (place >= 0) {
-            seen[place] |= (uint8_t)(LISTS | (known >= 0 && p11_keys[known].listed ? AGREES : 0));
-        }
+    for (uint32_t i = 0; i < count; i++) {
+        int known = p11_key_find(keys[i].slot, keys[i].public_key, keys[i].public_len, i);
+        seen[keys[i].slot] |= (uint8_t)(LISTS | (known >= 0 && p11_keys[known].listed ? AGREES : 0));
     }
-    for (unsigned i = 0; i < p11_slot_count; i++) {
-        if (seen[i] == (KNOWN | LISTS)) {
-            return true;
-        }
-    }
-    return false;
+    return memchr(seen, KNOWN | LISTS, p11_slot_count) != NULL;
 }
 
-static bool are_keys(struct fields fields, unsigned slots) {
-    for (uint32_t keys = number(&fields, 2), i = 0; i < keys && !fields.bad; i++) {
-        unsigned slot = 0;
-        (void)read_key(&fields, &slot);
-        fields.bad = fields.bad || slot >= slots;
+/* Take over slots, by number the place of each, and keys, which are freed. */
+static enum p11_learned learn(const int *places, unsigned slots, struct p11_key *keys, uint32_t count, bool elsewhere) {
+    enum p11_learned learned = P11_LEARNED;
+    for (uint32_t i = 0; i < count; i++) {
+        keys[i].slot = (unsigned)places[keys[i].slot];
     }
-    return !fields.bad && fields.left == 0;
-}
-
-static bool put_keys(struct fields fields) {
-    for (unsigned i = 0; i < p11_key_count; i++) {
-        p11_keys[i].listed = p11_keys[i].current = false;
-    }
-    for (uint32_t keys = number(&fields, 2), i = 0; i < keys; i++) {
-        unsigned slot = 0;
-        struct p11_key key = read_key(&fields, &slot);
-        key.slot = (unsigned)place_of(slot, NULL, 0);
-        if (p11_key_put(&key, i) < 0) {
-            return false;
-        }
-    }
-    return true;
-}
-
-static unsigned slots_now(void) {
-    unsigned count = 0;
-    for (unsigned i = 0; i < p11_slot_count; i++) {
-        count += p11_slots[i].number >= 0;
-    }
-    return count;
-}
-
-enum p11_learned p11_read_keys(const uint8_t *body, size_t len) {
-    struct fields fields = {body, len, false};
-    return are_keys(fields, slots_now()) && put_keys(fields) ? P11_LEARNED : P11_MALFORMED;
-}
-
-enum p11_learned p11_read_welcome(const uint8_t *body, size_t len, bool elsewhere, struct p11_welcome *welcome) {
-    static int places[P11_SLOTS]; /* under the lock */
-    struct fields fields = {body, len, false};
-    size_t ignored = 0;
-    if (number(&fields, 2) != 1) {
-        return fields.bad ? P11_MALFORMED : P11_OTHER_VERSION;
-    }
-    memcpy(welcome->instance, take(&fields, sizeof welcome->instance), sizeof welcome->instance);
-    welcome->credits = number(&fields, 4);
-    (void)take(&fields, 6); /* what all key managers sign: one may take more, and the gateway says what is too long */
-    welcome->remember_ms = number(&fields, 4);
-    (void)text(&fields, 1, &ignored);
-    unsigned slots = number(&fields, 2);
-    struct fields names = fields;
-    for (unsigned i = 0; i < slots && !fields.bad; i++) {
-        size_t name_len = 0;
-        const uint8_t *name = text(&fields, 1, &name_len);
-        fields.bad = fields.bad || memchr(name, 0, name_len) != NULL;
-    }
-    if (fields.bad || slots > P11_SLOTS || !are_keys(fields, slots)) {
-        return P11_MALFORMED;
-    }
-    for (unsigned i = 0; i < slots; i++) {
-        size_t name_len = 0;
-        const uint8_t *name = text(&names, 1, &name_len);
-        places[i] = p11_slot_put(name, (uint8_t)name_len);
-        for (unsigned k = 0; k < i; k++) { /* one name twice */
-            places[i] = places[k] == places[i] ? -1 : places[i];
-        }
-        if (places[i] < 0) {
-            return P11_MALFORMED;
-        }
-    }
-    if (elsewhere && is_strange(fields, places, slots)) {
+    if (elsewhere && is_strange(keys, count)) {
+        free(keys);
         return P11_STRANGE;
     }
     for (unsigned i = 0; i < p11_slot_count; i++) {
@@ -184,7 +113,63 @@ enum p11_learned p11_read_welcome(const uint8_t *body, size_t len, bool elsewher
     for (unsigned i = 0; i < slots; i++) {
         p11_slots[places[i]].number = (int)i;
     }
-    return put_keys(fields) ? P11_LEARNED : P11_MALFORMED;
+    for (unsigned i = 0; i < p11_key_count; i++) {
+        p11_keys[i].listed = p11_keys[i].current = false;
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        learned = p11_key_put(&keys[i], i) < 0 ? P11_MALFORMED : learned;
+    }
+    free(keys);
+    return learned;
+}
+
+enum p11_learned p11_read_keys(const uint8_t *body, size_t len) {
+    static int places[P11_SLOTS]; /* under the lock */
+    struct fields fields = {body, len, false};
+    unsigned slots = 0;
+    uint32_t count = 0;
+    for (unsigned i = 0; i < p11_slot_count; i++) {
+        if (p11_slots[i].number >= 0) {
+            places[p11_slots[i].number] = (int)i;
+            slots++;
+        }
+    }
+    struct p11_key *keys = read_keys(&fields, slots, &count);
+    return keys == NULL ? P11_MALFORMED : learn(places, slots, keys, count, false);
+}
+
+enum p11_learned p11_read_welcome(const uint8_t *body, size_t len, bool elsewhere, struct p11_welcome *welcome) {
+    static int places[P11_SLOTS]; /* under the lock */
+    struct fields fields = {body, len, false};
+    size_t name_len = 0;
+    uint32_t count = 0;
+    if (number(&fields, 2) != 1) {
+        return fields.bad ? P11_MALFORMED : P11_OTHER_VERSION;
+    }
+    memcpy(welcome->instance, take(&fields, sizeof welcome->instance), sizeof welcome->instance);
+    welcome->credits = number(&fields, 4);
+    (void)take(&fields, 6); /* what all key managers sign: one may take more, and the gateway says what is too long */
+    welcome->remember_ms = number(&fields, 4);
+    (void)text(&fields, 1, &name_len);
+    unsigned slots = number(&fields, 2);
+    struct fields names = fields;
+    for (unsigned i = 0; i < slots && !fields.bad; i++) {
+        const uint8_t *name = text(&fields, 1, &name_len);
+        fields.bad = fields.bad || memchr(name, 0, name_len) != NULL;
+    }
+    struct p11_key *keys = slots > P11_SLOTS ? NULL : read_keys(&fields, slots, &count);
+    for (unsigned i = 0; keys != NULL && i < slots; i++) {
+        const uint8_t *name = text(&names, 1, &name_len);
+        places[i] = p11_slot_put(name, (uint8_t)name_len);
+        for (unsigned k = 0; k < i; k++) { /* one name twice */
+            places[i] = places[k] == places[i] ? -1 : places[i];
+        }
+        if (places[i] < 0) {
+            free(keys);
+            keys = NULL;
+        }
+    }
+    return keys == NULL ? P11_MALFORMED : learn(places, slots, keys, count, elsewhere);
 }
 
 bool p11_read_error(const uint8_t *body, size_t len, struct p11_refusal *refusal) {

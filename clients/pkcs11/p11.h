@@ -82,7 +82,6 @@ struct p11_key {
     unsigned slot; /* its place in p11_slots */
     enum p11_algorithm algorithm;
     uint32_t version;
-    uint16_t kinds;
     bool listed, current; /* by this gateway */
     uint8_t public_key[P11_PUBLIC_KEY], public_len;
     uint8_t id[255], id_len;
@@ -218,8 +217,8 @@ void p11_operation_end(struct p11_operation *operation);
 void p11_sessions_count(CK_SLOT_ID slot, CK_ULONG *all, CK_ULONG *writing);
 void p11_sessions_free(void);
 
-/* ---- C_*: p11_C_*, called by module.c with the lock, a slot or a session that there is. One that is not defined is not
- * supported. ---- */
+/* ---- C_*: p11_C_*, called by module.c with the lock, a slot or a session that there is. One that is not defined is
+ * not supported. ---- */
 
 #define P11_LEFT ((CK_RV)1 << 62) /* in their results: the lock was given up */
 /* Give up the lock, unless it was, and return the result. */

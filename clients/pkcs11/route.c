@@ -38,11 +38,11 @@ static uint32_t bit(unsigned at) {
 }
 
 static uint32_t all(void) {
-    return UINT32_MAX >> (P11_ADDRESSES - p11_config.count);
+    return (uint32_t)((UINT64_C(1) << p11_config.count) - 1);
 }
 
-/* Go on to another address, if there is one. `first`: those to prefer, a bit for each. `refused`: this one's gateway has
- * said that it does not want us. */
+/* Go on to another address, if there is one. `first`: those to prefer, a bit for each. `refused`: this one's gateway
+ * has said that it does not want us. */
 static void next(uint32_t first, bool refused) {
     unsigned count = p11_config.count;
     unsigned at = p11_route.at;
@@ -55,7 +55,8 @@ static void next(uint32_t first, bool refused) {
         left = others;
         bool near = count == 1 && !refused && strncmp(p11_config.addresses[0], "unix:", 5) == 0;
         bool heard = count > 1 && p11_route.silent != all();
-        pause = p11_least(near ? NEAR_PAUSE : heard ? SEEKING_PAUSE : FAR_PAUSE, doubled(FIRST_PAUSE));
+        int64_t longest = heard ? SEEKING_PAUSE : FAR_PAUSE;
+        pause = p11_least(near ? NEAR_PAUSE : longest, doubled(FIRST_PAUSE));
         p11_route.rounds++;
     }
     p11_route.not_before = p11_now() + p11_jittered(pause);

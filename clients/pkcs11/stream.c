@@ -67,22 +67,27 @@ static void begin_tls(struct p11_stream *stream, char *host) {
     uint8_t address[16];
     if (!p11_ssl_load()) {
         unusable(stream, "libssl.so.3 cannot be loaded: install OpenSSL 3");
-    } else if (p11_config.tls_ca == NULL) {
+        return;
+    }
+    if (p11_config.tls_ca == NULL) {
         unusable(stream, "a tls: address needs the setting tls = certificate,key,authorities");
-    } else if ((stream->ssl = new_ssl()) == NULL) {
+        return;
+    }
+    stream->ssl = new_ssl();
+    if (stream->ssl == NULL) {
         unusable(stream, "the files of the setting tls cannot be used");
         p11_ssl.ERR_clear_error();
-    } else {
-        long mode = SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER;
-        p11_ssl.SSL_ctrl(stream->ssl, SSL_CTRL_MODE, mode, NULL);
-        bool is_ip = inet_pton(AF_INET, name, address) == 1 || inet_pton(AF_INET6, name, address) == 1;
-        bool good =
-            is_ip ? p11_ssl.X509_VERIFY_PARAM_set1_ip_asc(p11_ssl.SSL_get0_param(stream->ssl), name) == 1
-                  : p11_ssl.SSL_set1_host(stream->ssl, name) == 1 &&
-                        p11_ssl.SSL_ctrl(stream->ssl, SSL_CTRL_SET_TLSEXT_HOSTNAME, TLSEXT_NAMETYPE_host_name, name);
-        if (!good || p11_ssl.SSL_set_fd(stream->ssl, stream->fd) != 1) {
-            (void)broken_tls(stream, "TLS:");
-        }
+        return;
+    }
+    long mode = SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER;
+    p11_ssl.SSL_ctrl(stream->ssl, SSL_CTRL_MODE, mode, NULL);
+    bool is_ip = inet_pton(AF_INET, name, address) == 1 || inet_pton(AF_INET6, name, address) == 1;
+    bool good = is_ip
+                    ? p11_ssl.X509_VERIFY_PARAM_set1_ip_asc(p11_ssl.SSL_get0_param(stream->ssl), name) == 1
+                    : p11_ssl.SSL_set1_host(stream->ssl, name) == 1 &&
+                          p11_ssl.SSL_ctrl(stream->ssl, SSL_CTRL_SET_TLSEXT_HOSTNAME, TLSEXT_NAMETYPE_host_name, name);
+    if (!good || p11_ssl.SSL_set_fd(stream->ssl, stream->fd) != 1) {
+        (void)broken_tls(stream, "TLS:");
     }
 }
 
