@@ -182,6 +182,7 @@ int hsm_requests_cacheable(const hsm_requests *table, uint32_t key) {
 
 void hsm_requests_serve(hsm_requests *table, uint32_t workers) {
     table->admission.servers = workers;
+    table->client->workers = workers;
 }
 
 uint32_t hsm_requests_room(hsm_requests *table) {

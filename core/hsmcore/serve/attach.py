@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from hsmcore.base.version import __version__
 from hsmcore.base.waiting import shielded
 from hsmcore.config import Config, Monitoring
-from hsmcore.config.load import changed
+from hsmcore.config.loading import changed
 from hsmcore.errors import BadArgument
 from hsmcore.serve.site import Site
 from hsmcore.serve.source import ManagerSource, Source

@@ -17,7 +17,7 @@ from hsmcore.audit.layout import Layout
 from hsmcore.base.listening.http import HttpServer
 from hsmcore.base.scope import Scope
 from hsmcore.errors import HsmError
-from hsmcore.members.control.child import respond
+from hsmcore.members.control.answers import respond
 from hsmcore.members.control.wire import unpack
 from hsmcore.serve.access import Access, HeldTokens
 from hsmcore.serve.app import Console
