@@ -153,8 +153,8 @@ void hsm_client_note_held(hsm_client *client, uint32_t held) {
     note_open(client, change);
 }
 
-/* Of the `count` requests published last, those that are left to workers that do not sleep: of so many one ends after the
- * other, takes what it finds, and need not sleep first. Should none end, the alarm has the client wake another. */
+/* Of the `count` requests published last, those that are left to workers that do not sleep: of so many one ends after
+ * the other, takes what it finds, and need not sleep first. Should none end, the alarm has the client wake another. */
 static uint64_t left_to_busy(const hsm_client *client, uint64_t count) {
     hsm_area *area = client->area;
     uint64_t busy = client->workers;
