@@ -249,7 +249,7 @@ cdef class Leaves:
         cdef uint64_t now = hsm_now_ns()
         cdef uint64_t ahead = 0
         cdef uint64_t deadline
-        for i in range(PyList_GET_SIZE(self._futures)):
+        for i in range(self._answered, PyList_GET_SIZE(self._futures)):
             deadline = self._requests[i].deadline
             future = self._futures[i]
             if future.done():
@@ -331,20 +331,20 @@ cdef class Leaves:
 
     def answer(self, Py_ssize_t most):
         """Answer the next requests, of `most` messages or one more. Returns whether any are left."""
-        cdef Py_ssize_t at = self._answered_leaves
-        cdef Py_ssize_t request = self._answered
-        cdef Py_ssize_t end = min(at + most, self.count)
+        cdef Py_ssize_t end = min(self._answered_leaves + most, self.count)
+        cdef Py_ssize_t at
         cdef _Request asked
-        while at < end:
-            asked = self._requests[request]
-            future = self._futures[request]
+        while self._answered_leaves < end:
+            at, asked = self._answered_leaves, self._requests[self._answered]
+            future = self._futures[self._answered]
             if not future.done():
                 _set_result(future, [self._place(i) for i in range(at, at + asked.count)] if asked.listed
                             else self._place(at))
-            at += asked.count
-            request += 1
-        self._answered_leaves = at
-        return self._ended(request)
+            # Not kept until all have theirs: of tens of thousands, Python's collector would look at each.
+            self._futures[self._answered] = None
+            self._answered_leaves += asked.count
+            self._answered += 1
+        return self._ended(self._answered)
 
     cdef BatchedSignature _place(self, Py_ssize_t at):
         cdef BatchedSignature one = BatchedSignature.__new__(BatchedSignature)

@@ -1,6 +1,16 @@
 # Part of _native.pyx: the way of a request to one of several members while all is well. Who shares the requests, and
 # what happens after a failure, is decided in core/hsmcore/failover/.
 
+cdef extern from "hsmcore/routes.h" nogil:
+    ctypedef struct hsm_route:
+        hsm_requests **table
+        uint32_t key
+        uint32_t weight
+        uint32_t turn
+
+    uint32_t HSM_NO_ROUTE
+    uint32_t hsm_routes_pick(hsm_route *routes, uint32_t ramping, uint32_t count, uint64_t round)
+
 
 @cython.final
 @cython.no_gc_clear

@@ -89,13 +89,9 @@ void hsm_client_wake_fds(const hsm_client *client, int *event_fd, int *timer_fd)
     *timer_fd = client->timer_fd;
 }
 
-void hsm_set_alarm(hsm_area *area, int timer_fd) {
-    /* Read the clock after what waits was published: a thread that was preempted in between would otherwise trust an
-     * alarm that has gone off already. */
-    uint64_t now = hsm_now_ns();
-    uint64_t at = atomic_load_explicit(&area->shared->alarm_at_ns, memory_order_relaxed);
+void hsm_arm(hsm_area *area, int timer_fd, uint64_t at, uint64_t now) {
     uint64_t pause = area->coalesce_ns * ALARM_FACTOR;
-    if (now >= at && atomic_compare_exchange_strong(&area->shared->alarm_at_ns, &at, now + pause)) {
+    if (atomic_compare_exchange_strong(&area->shared->alarm_at_ns, &at, now + pause)) {
         struct itimerspec when = {.it_value = hsm_timespec(pause)};
         (void)timerfd_settime(timer_fd, 0, &when, NULL);
     }
@@ -157,8 +153,8 @@ void hsm_client_note_held(hsm_client *client, uint32_t held) {
     note_open(client, change);
 }
 
-/* Of the `count` requests published last, those that are left to workers that do not sleep: of so many one ends after the
- * other, takes what it finds, and need not sleep first. Should none end, the alarm has the client wake another. */
+/* Of the `count` requests published last, those that are left to workers that do not sleep: of so many one ends after
+ * the other, takes what it finds, and need not sleep first. Should none end, the alarm has the client wake another. */
 static uint64_t left_to_busy(const hsm_client *client, uint64_t count) {
     hsm_area *area = client->area;
     uint64_t busy = client->workers;

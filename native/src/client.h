@@ -51,9 +51,19 @@ void hsm_client_restore(hsm_client *client, uint32_t slot, uint32_t key, const u
 void hsm_client_note_held(hsm_client *client, uint32_t held);
 /* How the attempt that failed last did, of the request in a slot: it may be under way. HSM_OK: none has failed. */
 hsm_status hsm_client_failed(const hsm_client *client, uint32_t slot);
+/* The part of hsm_set_alarm that is seldom needed. `at`: when the alarm goes off, as was read before. */
+void hsm_arm(hsm_area *area, int timer_fd, uint64_t at, uint64_t now);
 /* Have the timer wake the client if nothing else has. Arming it costs far more than reading the clock, hence not for
  * each request or group of completions. Any thread, also a worker's. */
-void hsm_set_alarm(hsm_area *area, int timer_fd);
+static inline void hsm_set_alarm(hsm_area *area, int timer_fd) {
+    /* Read the clock after what waits was published: a thread that was preempted in between would otherwise trust an
+     * alarm that has gone off already. */
+    uint64_t now = hsm_now_ns();
+    uint64_t at = atomic_load_explicit(&area->shared->alarm_at_ns, memory_order_relaxed);
+    if (now >= at) {
+        hsm_arm(area, timer_fd, at, now);
+    }
+}
 /* Let workers see what was queued, and wake as many as there is work for. While there are suspects: nothing. */
 void hsm_client_publish(hsm_client *client);
 /* Show the workers the first suspect, and nothing else. */

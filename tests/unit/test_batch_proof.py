@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import shutil
 import subprocess
+import weakref
 from base64 import b64decode, b64encode
 from random import Random
 
@@ -286,3 +287,16 @@ async def test_nothing_of_a_batch_is_left():
     assert made[299].proof
     del made
     assert leaks() == before
+
+
+async def test_a_caller_that_is_answered_is_kept_no_longer():
+    gate, leaves = Gate(kinds=("raw",), domain="default"), Leaves(asyncio.get_running_loop())
+    futures = [leaves.add(gate, b"m%d" % i, None, 10**12, 100) for i in range(3)]
+    leaves.build(0, False)
+    leaves.signed(b"note", "id", b"key", None)
+    assert leaves.answer(1)  # the others are answered in other turns of the loop: tens of thousands of them
+    seen = weakref.ref(futures[0])
+    assert futures.pop(0).result().index == 0
+    assert seen() is None
+    assert not leaves.answer(2)
+    assert [future.result().index for future in futures] == [1, 2]

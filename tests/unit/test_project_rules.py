@@ -373,6 +373,7 @@ def test_a_service_leaves_its_tasks_to_its_scope():
 READ_THE_WALL_CLOCK = {
     "given to a steady clock": {"base/steady.py", "manager/rotation/service.py", "manager/rotation/store.py"},
     "a date that is shown or recorded": {
+        "base/listening/http.py",
         "cli/failover.py",
         "cli/rotate.py",
         "doctor/fleet_store.py",
