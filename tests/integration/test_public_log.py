@@ -11,6 +11,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,45 @@ async def test_a_position_that_was_signed_is_proven(world, tmp_path):
                 assert verify(known, digest(ordered(position, b"other")), position, proof) is None
                 assert verify(known, digest(ordered(position)), position + 1, proof) is None
                 assert verify(policy(one, two, first=1), digest(ordered(position)), position, proof) is None
+
+
+@one_loop
+async def test_witnesses_are_asked_about_the_same_checkpoints_over_one_connection(world, tmp_path):
+    """A quorum is of one checkpoint: who is faster waits, or its cosignatures count for nothing. A connection that the
+    witness has closed is opened again, which is no failure."""
+    with WitnessServer() as one, WitnessServer(name="witness.example/w2") as two:
+        seen: dict[str, list[int]] = {one.name: [], two.name: []}
+        for witness in (one, two):
+            witness.wrong = lambda answer, witness=witness: (
+                seen[witness.name].append(witness.seen.get(ORIGIN, (0,))[0]),
+                time.sleep(0.02 if witness is two else 0),
+                answer,
+            )[-1]
+        two.closes = True
+        async with opened(publishing(world, tmp_path, one, two, cosignEverySeconds=3600)) as manager:
+            one.logs[ORIGIN] = two.logs[ORIGIN] = manager.public_key
+            position = 0
+            while len(seen[two.name]) < 8:
+                await manager.sign(ordered(position))
+                await asyncio.sleep(0.002)
+                position += 1
+            await manager.position_proof(DOMAIN, position - 1)
+            assert {found["error"] for found in status(manager)["witnesses"].values()} == {None}
+        assert seen[one.name] == seen[two.name]
+        assert one.connections < one.asked
+        assert two.connections == two.asked
+
+
+@one_loop
+async def test_a_witness_that_failed_once_is_asked_again_before_it_would_be_due(world, tmp_path):
+    with WitnessServer() as witness:
+        answers = iter([(500, "text/plain", b"")])
+        witness.wrong = lambda answer: next(answers, answer)
+        async with opened(publishing(world, tmp_path, witness, cosignEverySeconds=3600)) as manager:
+            witness.logs[ORIGIN] = manager.public_key
+            await manager.sign(ordered(0))
+            await manager.position_proof(DOMAIN, 0, timeout=50)
+        assert witness.asked > 1
 
 
 def leaves(folder, size):

@@ -16,6 +16,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from tests.integration.test_public_log import DOMAIN, ORIGIN, publishing
 from tests.integration.test_rotation import rules
 from tests.support import wire_site
 from tests.support.chaos import needs_chaos
@@ -28,6 +29,7 @@ from tests.support.promtool import as_series, begun, check, firing, middle, need
 from tests.support.runbooks import Operator, blocks
 from tests.support.scrapes import Scrape
 from tests.support.terminal import Terminal
+from tests.support.witness_server import WitnessServer
 
 import hsmcore
 from hsmcore.errors import (
@@ -39,6 +41,7 @@ from hsmcore.errors import (
     NotHolder,
     PolicyRefused,
 )
+from hsmcore.serve.checks import checks
 
 pytestmark = [
     pytest.mark.integration,
@@ -577,3 +580,39 @@ async def test_a_client_of_the_gateway_waits(world, terminal, tmp_path):
         )  # fmt: skip
     assert '"caller": "app"' in "".join(operator.said.values()).replace('":"', '": "')
     judge_steps(play, "HsmcoreGatewayClientWaits")
+
+
+@one_loop
+async def test_the_public_log_stands(world, terminal, tmp_path):
+    """Its witness gives nothing for a while: positions are signed, wait, and are published at once when it is back."""
+    with WitnessServer() as witness:
+        config = publishing(world, tmp_path, witness, cosignEverySeconds=1)
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        operator = Operator(terminal, tmp_path / "config.json")
+        async with opened(config) as manager:
+            witness.logs[ORIGIN] = manager.public_key
+            await manager.sign(ordered(0))
+            await manager.position_proof(DOMAIN, 0)
+
+            async def happens():
+                witness.wrong = lambda _answer: (500, "text/plain", b"")
+                for position in (1, 2):
+                    await manager.sign(ordered(position))
+
+            def repair():
+                [said] = [check for check in checks(manager.describe(), {}, "", "", 0) if check.name == "publish"]
+                assert (said.outcome, said.detail) == ("warn", f"{DOMAIN}: witness {witness.name}: refused (500)")
+                witness.wrong = lambda answer: answer
+
+            play = Play(manager, tmp_path)
+            await incident(
+                play, operator, "The public log stands", happens=happens, repair=repair,
+                shows=lambda scrape: (
+                    scrape("hsmcore_public_log_waiting_positions", domain=DOMAIN) == 2
+                    and scrape("hsmcore_public_log_witness_failing", domain=DOMAIN, witness=witness.name) == 1
+                ),
+                mended=lambda scrape: scrape("hsmcore_public_log_waiting_positions", domain=DOMAIN) == 0,
+            )  # fmt: skip
+            assert play.scrapes[-1]("hsmcore_public_log_published_positions", domain=DOMAIN) == 3
+            assert play.scrapes[-1]("hsmcore_public_log_quorum_timestamp_seconds", domain=DOMAIN) > 0
+    play.judge("HsmcorePublicLogStands")

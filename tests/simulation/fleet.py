@@ -160,7 +160,7 @@ class Fleet:
 
     async def _live(self, host: Host, process: Process) -> None:
         while True:
-            manager = KeyManager(config_of(self.script, host.name), audit=Log(host.lines))
+            manager = KeyManager(self.config_of(host.name), audit=Log(host.lines))
             try:
                 await manager.initialize()
             except HsmError as error:
@@ -172,6 +172,14 @@ class Fleet:
             self.tell(process.name, "is open")
             self.facts.opened.append((self.clock.ns, process.name))
             return
+
+    def config_of(self, name: str) -> Any:
+        """The configuration of a host."""
+        return config_of(self.script, name)
+
+    def _steal(self, host: Host, lasts: int, rng: random.Random) -> None:
+        """Of thief.py."""
+        raise NotImplementedError
 
     def _noted(self, process: Process, details: Any) -> None:
         said = f"{details['state']} of epoch {details['epoch']}{' by force' if details.get('forced') else ''}"
@@ -244,7 +252,7 @@ class Fleet:
             self.changing = True
         self.tell("fleet", f"FAULT {doing}: {host.name}")
         self.facts.doings.append(replace(doing, at_ns=self.clock.ns, host=host.name))
-        _DOES[doing.what](self, host, doing.lasts_ns, rng)
+        getattr(self, _DOES[doing.what].__name__)(host, doing.lasts_ns, rng)
 
     def _later(self, after_ns: int, work: Any, *arguments: Any) -> None:
         self.loop.happens_to(None, after_ns, partial(work, *arguments))
@@ -550,6 +558,7 @@ _DOES: Final = {
     "hold": Fleet._hold,
     "floor": Fleet._floor,
     "forge": Fleet._forge,
+    "steal": Fleet._steal,
 }
 
 
@@ -565,7 +574,7 @@ def _shown(result: Any) -> str:
     return "left" if result is None else "signed"
 
 
-def config_of(script: FleetScript, host: str) -> Any:
+def config_of(script: FleetScript, host: str, **more: Any) -> Any:
     """The configuration of a host."""
     place = {"modulePath": str(folder() / "module.so"), "tokenLabel": f"{host}0", "keyLabel": "first"}
     fleet = {
@@ -582,6 +591,7 @@ def config_of(script: FleetScript, host: str) -> Any:
         "maxCacheSize": 0,
         "policy": {"kinds": ["block", "raw"]},
         "fleet": fleet,
+        **more,
     }
     sealed = {"stateSecret": {"env": SECRET}} if script.sealed else {}
     return load({"sequencer": {"keyManager": manager, **sealed}})

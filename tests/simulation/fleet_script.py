@@ -30,7 +30,7 @@ Payload = Literal["message", "next", "again", "other", "ahead", "far"]
 another one at a position that is taken; one further on, or far ahead of all."""
 What = Literal[
     "kill", "stall", "end", "part", "slow", "cut", "mute", "bounce", "fail over", "lose", "device", "clock", "claim",
-    "release", "busy", "alone", "late", "hold", "silence", "copy", "floor", "forge",
+    "release", "busy", "alone", "late", "hold", "silence", "copy", "floor", "forge", "steal",
 ]  # fmt: skip
 DOINGS: Final[dict[What, int]] = {
     "kill": 4, "stall": 4, "end": 2, "part": 4, "slow": 2, "cut": 2, "mute": 3, "bounce": 1, "fail over": 1,

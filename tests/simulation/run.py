@@ -32,12 +32,13 @@ from tests.simulation.mutants_operator import MUTANTS as OPERATOR_MUTANTS
 from tests.simulation.operator_script import Shift, commands_script
 from tests.simulation.operator_world import OperatorWorld
 from tests.simulation.script import Script, host_script
+from tests.simulation.thief import THIEF_MUTANTS, ThiefScript, ThiefWorld, thief_script
 from tests.simulation.world import Outcome, World, remove_folder
 
 _COLLECT_EVERY: Final = 50
 MUTANTS: Final = dict(
     ChainMap(
-        *(HOST_MUTANTS, LEVELS_MUTANTS, OPERATOR_MUTANTS, FLEET_MUTANTS, GATEWAY_MUTANTS),
+        *(HOST_MUTANTS, LEVELS_MUTANTS, OPERATOR_MUTANTS, FLEET_MUTANTS, THIEF_MUTANTS, GATEWAY_MUTANTS),
         *(DISK_MUTANTS, UPGRADES_MUTANTS, RESTORES_MUTANTS, LIES_MUTANTS),
     )
 )
@@ -45,6 +46,7 @@ WORLDS: Final[dict[str, Callable[[int], Any]]] = {
     "host": host_script,
     "levels": levels_script,
     "fleet": fleet_script,
+    "thief": thief_script,
     "disk": disk_script,
     "upgrades": upgrades_script,
     "restores": restores_script,
@@ -61,6 +63,7 @@ _PLAYERS: Final[dict[type, Callable[[Any], Any]]] = {
     Week: LevelsWorld,
     Shift: OperatorWorld,
     FleetScript: Fleet,
+    ThiefScript: ThiefWorld,
     DiskScript: DiskWorld,
     GatewayScript: GatewayWorld,
 }
@@ -70,6 +73,7 @@ _QUIET: Final[dict[type, Callable[[], Any]]] = {
     Week: lambda: replace(levels_script(0), moments=(), faults=(), troubles=()),
     Shift: lambda: replace(commands_script(0), moments=(), faults=(), troubles=(), typed=(), offline=(), forged=()),
     FleetScript: lambda: fleet_script(0).without(doings=(), asks=(), seconds=5),
+    ThiefScript: lambda: thief_script(0).without(doings=(), asks=(), seconds=5),
     DiskScript: lambda: replace(disk_script(0), asked=(), faults=(), disk_faults=(), commands=()),
     GatewayScript: lambda: replace(
         gateway_script(0), intents=(), faults=(), stalls=(), net=(), neighbours=(), restarts=(), leaves=(), reloads=()

@@ -63,7 +63,9 @@ class WitnessServer:
         self.public_key = bytes(self._secret.verify_key)
         self.key = vkey(name, 4, self.public_key)
         self.seen: dict[str, tuple[int, bytes]] = {}
-        self.asked = 0
+        self.asked = self.connections = 0
+        self.closes = False
+        """Whether it closes a connection after an answer, and does not say so."""
         self.wrong: Callable[[Answer], Answer | None] = lambda answer: answer
         """What becomes of each answer; None: there is none as long as the server runs."""
         self._end = threading.Event()
@@ -74,6 +76,13 @@ class WitnessServer:
         owner = self
 
         class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+
+            def setup(self) -> None:
+                super().setup()
+                owner.connections += 1
+
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 owner.asked += 1
@@ -87,6 +96,7 @@ class WitnessServer:
                 self.send_header("Content-Length", str(len(answer[2])))
                 self.end_headers()
                 self.wfile.write(answer[2])
+                self.close_connection = self.close_connection or owner.closes
 
             def log_message(self, *_: object) -> None:
                 pass

@@ -152,6 +152,21 @@ HEALTHY = [
             [*HEALTHY, series("hsmcore_audit_shipping_failing", "0x3 1x190", destination="syslog")],
             900,
         ),
+        ("HsmcoreAuditNotWitnessed", [*HEALTHY, series("hsmcore_audit_quorum_timestamp_seconds", "-3540x190")], 975),
+        (
+            "HsmcorePublicLogNotWitnessed",
+            [*HEALTHY, series("hsmcore_public_log_quorum_timestamp_seconds", "-3540x190", domain="d/block")],
+            975,
+        ),
+        (
+            "HsmcorePublicLogStands",  # it went on for a while, with one that waits at each look
+            [
+                *HEALTHY,
+                series("hsmcore_public_log_waiting_positions", "1x190", domain="d/block"),
+                series("hsmcore_public_log_published_positions", "0+1x80 80x110", domain="d/block"),
+            ],
+            2085,
+        ),
         ("HsmcoreStateNotBackedUp", [*HEALTHY, series("hsmcore_state_backup_failing", "0x3 1x190")], 45),
         (
             "HsmcoreStateNotBackedUp",  # nothing has failed

@@ -51,9 +51,11 @@ def newest(notes: Iterable[bytes], keys: Iterable[VerifierKey]) -> dict[Verifier
 def with_quorum(layout: TreeLayout, witnesses: Sequence[VerifierKey], quorum: int) -> bytes | None:
     """Return the note of the largest log that a quorum of witnesses has cosigned; None: there is none. Raises
     OSError."""
-    for note in reversed(notes(layout)):
-        if len(newest([note], witnesses)) >= quorum:
-            return note
+    for path in reversed(_paths(layout)):
+        with suppress(FileNotFoundError):  # it went meanwhile
+            note = path.read_bytes()
+            if len(newest([note], witnesses)) >= quorum:
+                return note
     return None
 
 
@@ -75,12 +77,12 @@ def keep(layout: TreeLayout, checkpoint: Checkpoint, witness: VerifierKey, signa
 
 def _forget(layout: TreeLayout) -> None:
     paths = _paths(layout)
-    needed = {signer for path in paths[-KEPT:] for signer in _signers(path)}
-    for path in reversed(paths[:-KEPT]):
-        own = _signers(path)
-        if own <= needed:
-            path.unlink(missing_ok=True)
-        needed |= own
+    for old in paths[:-KEPT]:
+        own, newer = _signers(old), reversed(paths)
+        while own and (path := next(newer)) != old:
+            own -= _signers(path)
+        if not own:
+            old.unlink(missing_ok=True)
 
 
 def _signers(path: Path) -> set[tuple[str, bytes]]:

@@ -37,6 +37,8 @@ class PublicTree:
         """Go on with a tree whose tiles are there. Raises TileError, OSError."""
         tiles = Tiles(layout, size)
         self._layout, self._tree = layout, tiles.tree()
+        self.size = size
+        """Leaves in the tree that are on the disk, with their tiles."""
         self._writer = TileWriter(layout, tiles)
         self._ahead: Checkpoint | None = None
 
@@ -67,11 +69,6 @@ class PublicTree:
         return 0 if self._ahead is None else self._ahead.size
 
     @property
-    def size(self) -> int:
-        """Leaves in the tree."""
-        return self._tree.size
-
-    @property
     def root(self) -> bytes:
         """The hash of the whole tree."""
         return self._tree.root()
@@ -86,6 +83,7 @@ class PublicTree:
             self._tree.append(leaf)
         self._writer.append(b"".join(leaves))
         self._writer.finish()
+        self.size = self._tree.size
 
     def _require_published(self, leaves: Sequence[bytes]) -> None:
         if self._ahead is None:

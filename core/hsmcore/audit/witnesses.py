@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import ssl
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,12 +29,16 @@ from hsmcore.tlog.consistency import growth
 from hsmcore.tlog.note import NoteError, VerifierKey, signature_of
 
 if TYPE_CHECKING:
-    from http.client import HTTPConnection
+    from http.client import HTTPConnection, HTTPResponse
 
 ANSWER_BYTES: Final = 1 << 14
 """Longest answer that is read."""
 _SECONDS: Final = 5.0
 """Longest wait for a connection, and for each part of an answer."""
+_IDLE: Final = 4.0
+"""Seconds for which an idle connection is kept: a firewall between may forget a longer one, and say nothing."""
+_AGAIN: Final = 1.0
+"""Seconds until a witness that gave nothing is asked again; they double with each further time."""
 _PATIENCE: Final = 1.0
 """Seconds that closing waits for a request that is under way."""
 
@@ -43,7 +48,8 @@ class WitnessError(Exception):
 
 
 class WitnessConnection:
-    """Asks one witness. One thread at a time; `interrupt` from any."""
+    """Asks one witness, and keeps the connection for a while: a round trip, or three with TLS, are spared. One thread
+    at a time; `interrupt` from any."""
 
     def __init__(self, url: str, ca_file: str | None = None) -> None:
         """As AuditWitness."""
@@ -52,24 +58,43 @@ class WitnessConnection:
         self._path = f"{place.path.rstrip('/')}/add-checkpoint"
         self._host, self._port, self._plain = place.hostname or "", place.port, place.scheme == "http"
         self._open: HTTPConnection | None = None
+        self._used = 0.0
 
     def ask(self, body: bytes) -> tuple[int, bytes]:
         """Return status and content of the answer. Raises WitnessError."""
         from http.client import HTTPException  # most logs have no witness
 
-        made = self._open = self._connection()
+        if time.monotonic() - self._used > _IDLE:
+            self.close()
+        made = self._open = self._open or self._connection()
         try:
-            made.request("POST", self._path, body, {"User-Agent": f"hsmcore/{__version__}"})
-            answer = made.getresponse()
+            answer = self._asked(made, body)
             content = answer.read(ANSWER_BYTES + 1)
         except (OSError, HTTPException, ValueError) as error:
+            self.close()
             raise WitnessError(f"no answer ({type(error).__name__})") from None
-        finally:
-            made.close()
-            self._open = None
+        self._used = time.monotonic()
         if len(content) > ANSWER_BYTES:
+            self.close()
             raise WitnessError(f"an answer of more than {ANSWER_BYTES} bytes")
         return answer.status, content
+
+    def _asked(self, made: HTTPConnection, body: bytes) -> HTTPResponse:
+        for kept in (made.sock is not None, False):
+            try:
+                made.request("POST", self._path, body, {"User-Agent": f"hsmcore/{__version__}"})
+                return made.getresponse()
+            except ConnectionError:
+                if not kept:
+                    raise
+                made.close()  # the witness has closed it meanwhile; the next request opens another one
+        raise AssertionError
+
+    def close(self) -> None:
+        """Close the connection. Idempotent."""
+        made, self._open = self._open, None
+        if made is not None:
+            made.close()
 
     def _connection(self) -> HTTPConnection:
         from http.client import HTTPConnection, HTTPSConnection
@@ -154,8 +179,8 @@ def key_of(witness: AuditWitness) -> VerifierKey:
 
 
 class WitnessAsker:
-    """Asks one witness, in a thread. `newest` returns the newest stored checkpoint; `keeping` is held while a
-    cosignature is stored; `kept` is called after that, in the thread."""
+    """Asks one witness, in a thread. `newest` returns the stored checkpoint that it is asked about; `keeping` is held
+    while a cosignature is stored; `answered` is called after each request, in the thread."""
 
     def __init__(
         self,
@@ -164,16 +189,16 @@ class WitnessAsker:
         newest: Callable[[], Checkpoint | None],
         every: float,
         keeping: threading.Lock,
-        kept: Callable[[], None],
+        answered: Callable[[], None],
     ) -> None:
         """Raises ConfigurationError."""
         self.key = key_of(witness)
         self._layout, self._newest, self._every, self._keeping = layout, newest, every, keeping
-        self._kept = kept
+        self._answered = answered
         self._connection = WitnessConnection(witness.url, witness.ca_file)
         self._last = Cosigned(0, 0)
         self._error: str | None = None
-        self._stop = False
+        self._stop = self._asks = False
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -187,6 +212,11 @@ class WitnessAsker:
         self._last = last
         self._thread = threading.Thread(target=self._run, name=f"hsmcore-witness-{self.key.name}", daemon=True)
         self._thread.start()
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has been woken, or asks. From any thread."""
+        return self._asks or self._wake.is_set()
 
     def wake(self) -> None:
         """Ask soon: there is a new checkpoint. From any thread."""
@@ -207,6 +237,7 @@ class WitnessAsker:
         """Ask now. Returns whether it has cosigned."""
         self._last = last
         self._ask()
+        self._connection.close()
         return self._error is None and self._last.at > 0
 
     def _ask(self) -> None:
@@ -215,10 +246,17 @@ class WitnessAsker:
             self._note(self._asked(checkpoint))
 
     def _run(self) -> None:
+        failures = 0
         while not self._stop:
-            self._ask()
-            self._wake.wait(self._every * random.uniform(0.9, 1.1))  # noqa: S311  # spreads load
+            self._asks = True  # before it is not woken any more: it is busy all the while
             self._wake.clear()
+            self._ask()
+            self._asks = False
+            self._answered()
+            failures = failures + 1 if self._error else 0
+            pause = min(_AGAIN * 2 ** min(failures - 1, 30), self._every) if failures else self._every
+            self._wake.wait(pause * random.uniform(0.9, 1.1))  # noqa: S311  # spreads load
+        self._connection.close()
 
     def _asked(self, checkpoint: Checkpoint) -> str | None:
         try:
@@ -230,7 +268,6 @@ class WitnessAsker:
         except Exception as error:  # noqa: BLE001  # a thread that ended would say nothing
             return type(error).__name__
         self._last = Cosigned(checkpoint.size, int.from_bytes(signature[:8], "big"))
-        self._kept()
         return None
 
     def _note(self, error: str | None) -> None:
@@ -253,13 +290,13 @@ class Witnesses:
         layout: TreeLayout,
         settings: Witnessed,
         newest: Callable[[], Checkpoint | None],
-        kept: Callable[[], None] = lambda: None,
+        answered: Callable[[], None] = lambda: None,
     ) -> None:
         """As WitnessAsker. Raises ConfigurationError."""
         keeping = threading.Lock()
         every = float(settings.cosign_every_seconds)
         self._layout, self.quorum = layout, settings.needed
-        self._askers = [WitnessAsker(layout, one, newest, every, keeping, kept) for one in settings.witnesses]
+        self._askers = [WitnessAsker(layout, one, newest, every, keeping, answered) for one in settings.witnesses]
 
     @property
     def status(self) -> dict[str, WitnessStatus]:
@@ -270,6 +307,11 @@ class Witnesses:
     def keys(self) -> list[VerifierKey]:
         """Their keys."""
         return [asker.key for asker in self._askers]
+
+    @property
+    def busy(self) -> bool:
+        """Whether one of them is asked, or will be soon. From any thread."""
+        return any(asker.busy for asker in self._askers)
 
     def wake(self) -> None:
         """Have each one asked soon: there is a new checkpoint. From any thread."""

@@ -123,19 +123,22 @@ class PublicLog:
         self.layout = TreeLayout(Path(settings.folder) / kind)
         self._tree: PublicTree | None = None
         self._head = Head(self._chain.first)
-        self._signed: Checkpoint | None = None
-        """What witnesses are asked for; None: another process has that done."""
+        """The store's row. Read and written under the lock `_one`."""
+        self._asked: Checkpoint | None = None
+        """What witnesses are asked about; None: another process has that done."""
         self.published: Checkpoint | None = None
         """What is handed out. Replaced, never changed; any thread may read it."""
+        self._due: int | None = None
+        """Leaves up to the highest position that is bound or given up; None: this process does not look."""
         self._hole: tuple[int, float] = (-1, 0.0)
         """A position that nothing is bound to, and when it was seen first."""
         self._trouble = ""
         self._news, self._one = asyncio.Condition(), asyncio.Lock()
-        self._cosigned = asyncio.Event()
+        self._answered = asyncio.Event()
         loop = asyncio.get_running_loop()
         self._role, self._scope = store.leading(f"public-log-{kind}"), Scope()
         self._witnesses = Witnesses(
-            self.layout, settings, lambda: self._signed, partial(_set_from_thread, loop, self._cosigned)
+            self.layout, settings, lambda: self._asked, partial(_set_from_thread, loop, self._answered)
         )
         self._scope.defer(store.close)
         self._scope.defer(self._role.leave)
@@ -157,7 +160,7 @@ class PublicLog:
         pauses: Any = {"retry_seconds": _LOOK_SECONDS, "most_seconds": _MOST_SECONDS}
         failed = f"the public log of {self.domain} does not go on"
         self._scope.every(_LOOK_SECONDS, self._look, failed, wake=self.woken, **pauses)
-        self._scope.every(_MOST_SECONDS, self._look_for_news, failed, wake=self._cosigned, **pauses)
+        self._scope.every(_MOST_SECONDS, self._look_for_news, failed, wake=self._answered, **pauses)
 
     async def close(self) -> None:
         """Stop. Idempotent."""
@@ -165,14 +168,17 @@ class PublicLog:
 
     def status(self) -> dict[str, Any]:
         """As PublicLogs.status."""
-        hole = self._hole[0]
+        hole, published = self._hole[0], 0 if self.published is None else self.published.size
+        asks = self._asked is not None and self._settings.needed
         return {
             "origin": self._chain.origin,
             "first": self._chain.first,
             "signed": self._head.size,
-            "published": 0 if self.published is None else self.published.size,
+            "published": published,
+            "waiting": self._due and max(self._due - published, 0),
             "waitsFor": None if hole < 0 else hole,
             "problem": self._trouble or None,
+            "cosignedAt": self._witnesses.quorum_at if asks else None,
             "witnesses": {name: one.as_dict() for name, one in self._witnesses.status.items()},
         }
 
@@ -182,12 +188,9 @@ class PublicLog:
         if not 0 <= index < 1 << 62:
             raise BadArgument(f"the log of {self.domain} begins at position {self._chain.first}")
 
-        def there() -> bool:
-            return self.published is not None and self.published.size > index
-
         try:
             async with asyncio.timeout(timeout), self._news:
-                await self._news.wait_for(there)
+                await self._news.wait_for(lambda: self._has_published(index + 1))
         except TimeoutError:
             late = [f"{name}: {one.error}" for name, one in self._witnesses.status.items() if one.error]
             why = "; ".join([self._trouble, *late] if self._trouble else late)
@@ -203,10 +206,11 @@ class PublicLog:
         return PublicTree.found(self.layout, (self._head.signed, self._head.cosigned))
 
     async def _look(self) -> float | None:
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
         try:
             self._check()
-            async with self._one:
-                await self._go_on()
+            await self._go_on()
         except NotInitialized:  # nothing is signed before the key manager is open
             return _OPENING_SECONDS
         except EngineClosed:
@@ -216,23 +220,23 @@ class PublicLog:
             await self._role.leave()
             raise
         self._trouble = ""
-        await asyncio.sleep(self._settings.every_millis / 1e3)
+        await asyncio.sleep(begun + self._settings.every_millis / 1e3 - loop.time())
         return self._settings.gap_seconds if self._hole[0] >= 0 else None
 
     async def _go_on(self) -> None:
         led, leads = self._role.held, await self._lead()
         if not leads and self._fleet is None:  # the process that leads writes the files
-            self.published = await self._read_published()
+            self.published, self._due = await self._read_published(), None
             return
         tree = self._tree if led or not leads else None  # else another process has written the files
         if tree is None:
-            self._head = await self._store.run(self._begin)
+            async with self._one:
+                self._head = await self._store.run(self._begin)
             self._tree = tree = await self._in_thread(self._opened)
         while True:
-            found = await self._store.run(
-                lambda connection: rows.portion(connection, self._store, self.domain, self._chain.first, tree.size)
-            )
-            self._head = found.head
+            async with self._one:
+                found = await self._store.run(partial(self._portion, size=tree.size))
+                self._head, self._due = found.head, found.due
             self._require_same(tree)
             entries = [_entry(digest) for digest in found.digests]
             if not leads or tree.size < found.head.size:  # what was signed is met first
@@ -245,11 +249,24 @@ class PublicLog:
             await self._give_up(found)
             if tree.size > found.head.size:
                 await self._have_signed(tree)
-        newest = Checkpoint.parse(self._head.signed) if leads and self._head.signed else None
-        if newest != self._signed:
-            self._signed = newest
-            self._witnesses.wake()
+        self._ask_on()
         await self._hand_out()
+
+    def _portion(self, connection: Connection, size: int) -> Portion:
+        return rows.portion(connection, self._store, self.domain, self._chain.first, size)
+
+    def _ask_on(self) -> None:
+        """Have witnesses asked about the newest checkpoint, as soon as they are done with the one before: they take one
+        at a time, and a quorum is of one and the same."""
+        before, head = self._asked, self._head.signed
+        newest = Checkpoint.parse(head) if self._role.held and head else None
+        done = before is None or self._has_published(before.size) or not self._witnesses.busy
+        if newest != before and (done or newest is None):
+            self._asked = newest
+            self._witnesses.wake()
+
+    def _has_published(self, size: int) -> bool:
+        return self.published is not None and self.published.size >= size
 
     def _require_same(self, tree: PublicTree) -> None:
         """Raise HsmError if the tree is another one than was signed."""
@@ -290,7 +307,7 @@ class PublicLog:
         receipt = await self._have(text, SIGN_SECONDS, extra, self._port.signing()[0].public_key)
         note = text + b"\n" + signature_line(self._key(receipt.public_key), receipt.signature)
         note += await self._endorsed(text, receipt.public_key)
-        await self._write(Head(self._head.first, tree.size, note, self._head.cosigned))
+        await self._write(size=tree.size, signed=note)
 
     async def _endorsed(self, text: bytes, current: bytes) -> bytes:
         """Signatures of the keys that signed the checkpoint before, as long as they verify: a witness that does not
@@ -307,13 +324,16 @@ class PublicLog:
     def _key(self, public_key: bytes) -> VerifierKey:
         return VerifierKey(self._chain.origin, ED25519, public_key)
 
-    async def _write(self, head: Head) -> None:
-        await self._store.run(partial(rows.advance, domain=self.domain, was=self._head, now=head))
-        self._head = head
+    async def _write(self, **changed: Any) -> None:
+        async with self._one:
+            head = self._head._replace(**changed)
+            await self._store.run(partial(rows.advance, domain=self.domain, was=self._head, now=head))
+            self._head = head
 
     async def _look_for_news(self) -> None:
-        async with self._one:
-            await self._hand_out()
+        self._ask_on()  # if all have answered
+        await self._hand_out()
+        self._ask_on()  # if a quorum has
 
     async def _read_published(self) -> Checkpoint | None:
         return await asyncio.to_thread(published, self.layout, self._witnesses.keys, self._settings.needed)
@@ -325,24 +345,21 @@ class PublicLog:
 
     async def _hand_out(self) -> None:
         """Hand out the newest checkpoint that a quorum has cosigned: this process's, or the one of the store."""
-        newest, tree = self.published, self._tree
-        if self._signed is not None:
-            note: bytes | None = self._signed.note
-            if self._settings.needed:
+        async with self._news:
+            own, tree = self._asked, self._tree
+            note = self._head.cosigned or None if own is None else own.note
+            if own is not None and self._settings.needed:
                 note = await asyncio.to_thread(
                     cosigned.with_quorum, self.layout, self._witnesses.keys, self._settings.needed
                 )
-        else:
-            note = self._head.cosigned
-        found = Checkpoint.parse(note) if note else None
-        if found is None or tree is None or found.size > tree.size or found == newest:
-            return
-        await self._in_thread(replace, self.layout.checkpoint, found.note)
-        async with self._news:
+            found = Checkpoint.parse(note) if note else None
+            if found is None or tree is None or found.size > tree.size or found == self.published:
+                return
+            await self._in_thread(replace, self.layout.checkpoint, found.note)
             self.published = found
             self._news.notify_all()
-        if self._signed is not None and self._role.held:
-            await self._write(self._head._replace(cosigned=found.note))
+        if own is not None and self._role.held:
+            await self._write(cosigned=found.note)
 
 
 def _entry(digest: str | None) -> bytes:

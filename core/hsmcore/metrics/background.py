@@ -24,6 +24,7 @@ def read_background(reading: Reading, snapshot: Snapshot) -> None:
         _read_policy(reading, snapshot)
         _read_batches(reading, snapshot)
         _read_fleet(reading, snapshot)
+        _read_public_logs(reading, snapshot)
         if snapshot.store is not None:
             scopes = [] if snapshot.config.state_secret is None else [*SEALED]
             scopes += ["file"] if snapshot.config.key_manager.fleet is None else []
@@ -123,6 +124,17 @@ def _read_audit(reading: Reading, snapshot: Snapshot) -> None:
         reading.add(names.WITNESS_FAILING, int(asked.error is not None), witness)
     if snapshot.audit.cosigned_at is not None:
         reading.add(names.QUORUM_TIME, snapshot.audit.cosigned_at)
+
+
+def _read_public_logs(reading: Reading, snapshot: Snapshot) -> None:
+    for domain, log in ({} if snapshot.logs is None else snapshot.logs.status()).items():
+        reading.add(names.PUBLISHED, log["published"], domain)
+        if log["waiting"] is not None:
+            reading.add(names.PUBLISH_WAITING, log["waiting"], domain)
+        if log["cosignedAt"] is not None:
+            reading.add(names.PUBLISH_QUORUM_TIME, log["cosignedAt"], domain)
+            for witness, asked in log["witnesses"].items():
+                reading.add(names.PUBLISH_WITNESS_FAILING, int(asked["error"] is not None), domain, witness)
 
 
 def _places(snapshot: Snapshot) -> Iterator[tuple[str, Path]]:

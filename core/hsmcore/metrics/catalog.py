@@ -197,6 +197,18 @@ WITNESS_FAILING = _gauge("hsmcore_audit_witness_failing", "1 while a witness giv
 QUORUM_TIME = _gauge(
     "hsmcore_audit_quorum_timestamp_seconds", "When a quorum of the witnesses had cosigned last. 0: never yet."
 )
+PUBLISHED = _gauge("hsmcore_public_log_published_positions", "Positions that a public log hands out.", "domain")
+PUBLISH_WAITING = _gauge(
+    "hsmcore_public_log_waiting_positions", "Positions that are bound, or passed, and not published yet.", "domain"
+)
+PUBLISH_WITNESS_FAILING = _gauge(
+    "hsmcore_public_log_witness_failing", "1 while a witness does not cosign a public log.", "domain", "witness"
+)
+PUBLISH_QUORUM_TIME = _gauge(
+    "hsmcore_public_log_quorum_timestamp_seconds",
+    "When a quorum of the witnesses had cosigned a public log last, on the host that asks them. 0: never yet.",
+    "domain",
+)
 DISK_FREE = _gauge("hsmcore_disk_free_bytes", "Room for hsmcore on the file system of what is stored.", "use")
 DISK_SIZE = _gauge("hsmcore_disk_size_bytes", "Size of that file system.", "use")
 

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from hsmcore.manager.rotation.schedule import ON_TIME
 
 Outcome = Literal["ok", "warn", "fail"]
-NAMES: Final = ("answers", "open", "members", "login", "key", "audit", "rotation", "store", "emergency")
+NAMES: Final = ("answers", "open", "members", "login", "key", "audit", "publish", "rotation", "store", "emergency")
 _OVERDUE_NS: Final = int(ON_TIME.total_seconds() * 1e9)
 _SERVING: Final = frozenset({"ready", "ramping"})
 
@@ -40,6 +40,7 @@ def checks(
     if life != "open":
         return found
     found += [_members(state), _login(state), _key(state), _audit(state.get("audit"), state)]
+    found.append(_publish(state.get("publish") or {}))
     found += [_rotation(ledger.get("rotation"), now_ns), _store(state, store)]
     found.append(_emergency(state["failover"], ledger.get("budget")))
     return [check for check in found if check.detail]
@@ -98,6 +99,14 @@ def _audit(audit: Mapping[str, Any] | None, state: Mapping[str, Any]) -> HealthC
     late += [f"{kind}: {status['error']}" for kind, status in audit["shipping"].items() if status["error"]]
     late += [f"witness {name}: {one['error']}" for name, one in audit["witnesses"].items() if one["error"]]
     return HealthCheck("audit", "warn" if late else "ok", "; ".join(["written", *late]))
+
+
+def _publish(logs: Mapping[str, Any]) -> HealthCheck:
+    late = [f"{domain}: {log['problem']}" for domain, log in logs.items() if log["problem"]]
+    for domain, log in logs.items():
+        late += [f"{domain}: witness {name}: {one['error']}" for name, one in log["witnesses"].items() if one["error"]]
+    said = "the positions are published" if logs else "no positions are published"
+    return HealthCheck("publish", "warn" if late else "ok", "; ".join(late) or said)
 
 
 def _rotation(rotation: Mapping[str, Any] | None, now_ns: int) -> HealthCheck:

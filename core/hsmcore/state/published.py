@@ -41,11 +41,12 @@ class Head(NamedTuple):
 class Portion(NamedTuple):
     """What follows in a log. `digests`: of the next positions, in hexadecimal; None: given up by a floor, and what was
     bound there, if anything, is not known any more. `holes`: those behind them that nothing is bound to, though a
-    higher one is bound."""
+    higher one is bound. `due`: how many leaves there are to be, up to the highest one."""
 
     head: Head
     digests: list[str | None]
     holes: list[int]
+    due: int
 
 
 def head_of(connection: Connection, domain: str) -> Head | None:
@@ -78,7 +79,8 @@ def portion(connection: Connection, store: Store, domain: str, first: int, size:
     head = begin(connection, domain, first)
     asked = positions.question(domain, [start := head.first + size])
     mark = positions.read(connection.execute(asked.statement, asked.values), store.is_mark)[0] or Mark()
-    end = min(start + MOST, max(mark.high, mark.floor) + 1)
+    after = max(mark.high, mark.floor) + 1
+    end = min(start + MOST, after)
     rows = dict[int, str]()
     for row in connection.execute(_ROWS, {"domain": domain, "begin": start, "end": end}).mappings():
         columns: Mapping[str, Any] = {str(name): value for name, value in row.items()}
@@ -89,7 +91,8 @@ def portion(connection: Connection, store: Store, domain: str, first: int, size:
     holes = [at for at in range(max(start, mark.floor + 1), end) if at not in rows]
     if holes and mark.has(holes[0]):
         raise StoreNotGenuine(f"the state store is not genuine: position {holes[0]} of {domain} was removed")
-    return Portion(head, [rows.get(at) for at in range(start, holes[0] if holes else end)], holes)
+    digests = [rows.get(at) for at in range(start, holes[0] if holes else end)]
+    return Portion(head, digests, holes, max(after - head.first, 0))
 
 
 def removable(connection: Connection) -> dict[str, int]:
