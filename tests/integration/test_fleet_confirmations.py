@@ -17,7 +17,7 @@ from tests.chaos.test_lease import a_lease
 from tests.support.chaos import engine_of
 from tests.support.loops import one_loop
 from tests.support.managers import opened, start, until
-from tests.support.postgres import Cluster, fleet
+from tests.support.postgres import Cluster, cluster, fleet
 from tests.support.softhsm import Token
 
 import hsmcore
@@ -194,6 +194,21 @@ async def test_a_check_waits_for_no_transaction_of_the_store(postgres: Cluster):
         assert not await member._confirm()
     finally:
         await member.close()
+
+
+async def test_a_round_that_a_restarted_server_has_done_is_no_copy_s():
+    """It is told apart from the server before, and not from a copy of this process."""
+    with cluster() as server:
+        member = await Membership.open(fleet(server.database(), ttlMs=600_000, unordered="strict"))
+        member.begin(lambda *_, **__: None)
+        try:
+            await until(lambda: member.state == "holder")
+            server.restart()
+            assert not await member._line.confirm(writes=True)
+            assert await member._renew()
+            assert (member.state, member._line.superseded) == ("holder", False)
+        finally:
+            await member.close()
 
 
 async def test_a_connection_that_is_reset_behind_a_question_costs_nobody_an_answer(postgres: Cluster):

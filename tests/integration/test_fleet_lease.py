@@ -30,6 +30,7 @@ from hsmcore.fleet import rows
 from hsmcore.fleet.entry import LOOKS, RENEWALS
 from hsmcore.fleet.membership import Membership
 from hsmcore.state import Store, StoreError, StoreUnknown
+from hsmcore.state.postgres.ask import Asker
 from hsmcore.state.postgres.link import Patient
 
 pytestmark = [pytest.mark.integration, one_loop]
@@ -289,6 +290,26 @@ async def test_a_lease_that_is_too_short_for_the_way_to_the_database_is_refused(
         there.proxy.delay = 0.15
         with pytest.raises(StoreUnknown, match=r"no connection within 0.5 s, half of fleet.ttlMs"):
             await Membership.open(place)
+
+
+@pytest.mark.slow("a delay for each message")
+async def test_a_first_connection_that_takes_long_is_dialled_again(postgres, tmp_path, monkeypatch):
+    """There is no lease yet that ends."""
+    async with behind(postgres, tmp_path) as there:
+        dialled, failed = Asker._dialled, []
+
+        async def late(asker: Asker) -> Any:
+            there.proxy.delay = 0.0 if failed else 0.15
+            try:
+                return await dialled(asker)
+            except TimeoutError as error:
+                failed.append(str(error))
+                raise
+
+        monkeypatch.setattr(Asker, "_dialled", late)
+        member = await Membership.open(fleet(there.url, host="a", ttlMs=1000))
+        await member.close()
+        assert failed[0] == "no connection within 0.5 s, half of fleet.ttlMs"
 
 
 @pytest.mark.slow("a lease ends")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from time import monotonic
 from typing import Any, Final, Protocol
 
 from hsmcore.base.steady import boottime
@@ -11,6 +12,7 @@ from hsmcore.config.fleet import Fleet
 from hsmcore.errors import BadArgument, ConfigFault, ConfigurationError
 from hsmcore.fleet import rows
 from hsmcore.fleet.machine import Machine
+from hsmcore.state import StoreUnknown
 from hsmcore.state.exchange import Asking, Change, Question, Reply
 
 RENEWALS: Final = 4
@@ -19,6 +21,8 @@ LOOKS: Final = 16
 """Looks in the life of a lease of a host that waits for the end of its former process, or has just failed to look."""
 _LEAST_TRIPS: Final = 8
 """Renewals that must fit into the life of a lease one after the other: a late one, a new connection, another one."""
+_FIRST_SECONDS: Final = 5.0
+"""The longest time until the first answer: to dial takes several round trips, and there is no lease yet that ends."""
 SECOND: Final = 1_000_000_000
 
 
@@ -41,11 +45,17 @@ async def enter(line: Asking, rules: Fleet, machine: Machine, where: str) -> Non
     lease will be renewed; `where`: the JSON path of `fleet`. Raises ConfigurationError, StoreError."""
     sees, seconds = rows.seeing(rules.name, rules.host), machine.ttl / SECOND
 
-    async def look(*first: Question | Change) -> tuple[Reply, rows.Seen]:
-        told = await line.ask([*first, sees], seconds)
-        return told, rows.seen(told.answers[-1])
+    async def look(*first: Question | Change, until: float = 0.0) -> tuple[Reply, rows.Seen]:
+        while True:
+            try:
+                told = await line.ask([*first, sees], seconds)
+                return told, rows.seen(told.answers[-1])
+            except StoreUnknown:
+                if monotonic() > until:
+                    raise
+            await asyncio.sleep(seconds / LOOKS)
 
-    _, seen = await look(rows.prepare(rules.name))
+    _, seen = await look(rows.prepare(rules.name), until=monotonic() + _FIRST_SECONDS)
     await _measure(line, rules, machine, where)
     until = boottime() + machine.ttl + machine.margin
     while (before := seen.life) is not None and boottime() < until:

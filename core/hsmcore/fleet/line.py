@@ -78,9 +78,9 @@ class HostLine:
             return await self.asking.still(rows.still(self._fleet, row), self._incarnation, self.limit)
         mark = machine.marks(secrets.token_hex(8))
         told = await self.asking.ask([rows.renew(self._fleet, row, mark)], self.limit)
-        machine.is_marked(again=told.again)
         if not told.answers[0] or told.incarnation != self._incarnation:
-            return False
+            return False  # the row may have its mark, so it counts as one without an answer until a look says
+        machine.is_marked(again=told.again)
         machine.renewed(row._replace(renewals=row.renewals + 1, renewed_by=mark), began, boottime())
         return True
 
