@@ -95,7 +95,7 @@ lint-c:
 check: lint native-test ## Lint and type-check everything, and run the native tests as they ship
 	printf '%s\0' native/src/*.c native/host/*.c bench/native/load/*.c clients/pkcs11/*.c | xargs -0 -P $(JOBS) -n 1 $(CLANG_TIDY) --quiet -p build/test
 
-check-deep: sanitize-test guard proofs cross-test native-libraries .venv/.built ## Run every test at full size, the proofs, the native tests for AArch64 and under every sanitizer, and the fuzzers
+check-deep: sanitize-test guard proofs cross-test wheels-sign native-libraries .venv/.built ## Run every test at full size, the proofs, the native tests for AArch64 and under every sanitizer, and the fuzzers
 	HSMCORE_TESTS=full $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --ignore tests/chaos/test_rotation_kills.py -m "not alone"
 	HSMCORE_TESTS=full $(BIN)/python -m pytest -m alone $(ALONE)
 	$(BIN)/python -m pytest tests/chaos/test_rotation_kills.py tests/chaos/rotation_at_length.py --timeout 1200
@@ -135,6 +135,21 @@ cross-test: setup-deep ## Cross-compile for AArch64 and run the native tests in 
 	$(CONFIGURE) build/aarch64/build -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/scripts/aarch64.cmake
 	cmake --build build/aarch64/build
 	$(CTEST) build/aarch64/build --exclude-regex test_softhsm
+
+.PHONY: wheels-sign
+wheels-sign: setup-deep ## Install wheels where others will, and sign there: in roots of Debian 12 and 13, and for AArch64 in QEMU
+	test -x /usr/bin/python3.11 || scripts/python 3.11 bookworm
+	scripts/sysroot build/aarch64/sysroot
+	scripts/python 3.13 trixie arm64
+	rm -rf build/roots/dist build/aarch64/dist
+	PATH="$$PATH:$(CURDIR)/build/pythons/3.11/usr/bin" $(BIN)/python scripts/wheels.py --no-sources \
+	    --output build/roots/dist --python python3.11 /usr/bin/python3.13
+	$(BIN)/python scripts/platforms.py build/roots/dist/hsmcore-*-cp*.whl
+	scripts/roots_sign build/roots/dist
+	$(BIN)/python scripts/wheels.py --no-sources --output build/aarch64/dist --folder build/aarch64/wheels \
+	    --aarch64 build/pythons/3.13-arm64 --python /usr/bin/python3.13
+	$(BIN)/python scripts/platforms.py build/aarch64/dist/hsmcore-*-cp*.whl
+	scripts/aarch64_signs build/aarch64/dist/hsmcore-*-cp*.whl
 
 build: .venv/.built ## Build the extension and the tools in place
 

@@ -8,7 +8,6 @@ A *waiter* gets an answer: a future, or one position of a Batch. The native requ
 requests.pxi next; README.md has the reading order.
 """
 import os
-from asyncio import Future, InvalidStateError
 from copy import copy
 from hashlib import sha256
 from math import inf

@@ -113,7 +113,7 @@ cdef class Leaves:
         if self._hasher == NULL:
             raise MemoryError
         if loop is not None:
-            self._future_keywords, self._loop_is_running = {"loop": loop}, loop.is_running
+            self._future_keywords, self._loop_is_running = _keywords_of_futures(loop), loop.is_running
             self._timer = DeadlineTimer(loop, self._sweep)
 
     def __dealloc__(self):

@@ -178,12 +178,12 @@ cdef class Waiter:
     def set_result(self, result):
         """As of a future."""
         if not self._settle(result):
-            raise InvalidStateError("answered before")
+            raise _invalid_state()("answered before")
 
     def set_exception(self, error):
         """As of a future."""
         if not self._settle(error):
-            raise InvalidStateError("answered before")
+            raise _invalid_state()("answered before")
 
     @property
     def outcome(self):

@@ -309,6 +309,16 @@ cdef extern from "hsmcore/requests.h" nogil:
     uint32_t hsm_requests_replay(hsm_requests *table)
     void hsm_requests_count(const hsm_requests *table, hsm_requests_counts *counts)
 
+cdef extern from "hsmcore/routes.h" nogil:
+    ctypedef struct hsm_route:
+        hsm_requests **table
+        uint32_t key
+        uint32_t weight
+        uint32_t turn
+
+    uint32_t HSM_NO_ROUTE
+    uint32_t hsm_routes_pick(hsm_route *routes, uint32_t ramping, uint32_t count, uint64_t round)
+
 
 cdef extern from "hsmcore/guest.h" nogil:
     ctypedef struct hsm_guest:

@@ -27,9 +27,10 @@ cdef class Recorder:
         return 0
 
     cdef bint wants(self, const hsm_answer *answer) noexcept:
-        """Whether an answer gets a record: a signature always; an error that the request itself met, once."""
+        """Whether an answer gets a record: a signature always; an error that the request itself met, once; and a second
+        one where a round that a recorded signature awaited did not come in time."""
         if answer.seq:
-            return False
+            return answer.round != 0 and answer.status != HSM_OK
         return answer.status == HSM_OK or not answer.last or not (
             answer.shared or answer.told or answer.slot == HSM_NO_SLOT)
 

@@ -84,7 +84,7 @@ cdef class Requests(Publisher):
         self._on_overdue = on_overdue
         self._loop_is_running = loop.is_running
         self._thread = PyThread_get_thread_ident()
-        self._future_keywords = {"loop": loop}
+        self._future_keywords = _keywords_of_futures(loop)
         self._deadlines = DeadlineTimer.__new__(DeadlineTimer, loop, self._sweep)
         self._fds = [fd for fd in [event_fd, timer_fd] if fd >= 0]
         for fd in self._fds:

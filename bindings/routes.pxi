@@ -1,11 +1,6 @@
 # Part of _native.pyx: the way of a request to one of several members while all is well. Who shares the requests, and
 # what happens after a failure, is decided in core/hsmcore/failover/.
 
-cdef struct _Share:
-    uint32_t key  # the index of the key in the member's table
-    uint32_t weight
-    uint32_t turn
-
 
 @cython.final
 @cython.no_gc_clear
@@ -22,8 +17,8 @@ cdef class Routes:
     cdef object _fall_back
     cdef object _decide
     cdef list _engines
-    cdef _Share *_shares
-    cdef Py_ssize_t _ramping  # the first so many
+    cdef hsm_route *_shares
+    cdef uint32_t _ramping  # the first so many
     cdef uint64_t _round  # a ramping member has its turn when its weights add up to this
     cdef bint _halve
 
@@ -48,37 +43,22 @@ cdef class Routes:
         cdef list members = [*ramping, *steady]
         cdef list engines = [<Requests?>engine for engine, _, _ in members]
         cdef dict turns = {self._engines[i]: self._shares[i].turn for i in range(self._ramping)}
-        cdef _Share *shares = <_Share *>PyMem_Calloc(len(members) or 1, sizeof(_Share))
+        cdef hsm_route *shares = <hsm_route *>PyMem_Calloc(len(members) or 1, sizeof(hsm_route))
         if shares == NULL:
             raise MemoryError()
         for i, (engine, key, weight) in enumerate(members):
             (<Requests>engine)._fall_back = self._fall_back
-            shares[i] = _Share(key, weight, turns.get(engine, 0))
+            shares[i] = hsm_route(&(<Requests>engine)._table, key, weight, turns.get(engine, 0))
         PyMem_Free(self._shares)
         self._shares, self._engines = shares, engines
         self._ramping = len(ramping)
         self._round, self._halve, self._decide = round, halve, decide or None
 
-    cdef Py_ssize_t _pick(self) noexcept:
+    cdef inline Py_ssize_t _pick(self) noexcept:
         """The place in the table of the member that takes the next request; -1: there is none."""
-        cdef Py_ssize_t i
-        cdef Py_ssize_t best = -1
-        cdef uint64_t load
-        cdef uint64_t least = 0
-        cdef hsm_requests_counts counts
-        for i in range(self._ramping):
-            self._shares[i].turn += self._shares[i].weight
-            if self._shares[i].turn >= self._round:
-                self._shares[i].turn = 0
-                return i
-        if PyList_GET_SIZE(self._engines) == self._ramping + 1:
-            return self._ramping
-        for i in range(self._ramping, PyList_GET_SIZE(self._engines)):
-            counts = (<Requests>PyList_GET_ITEM(self._engines, i))._counts()
-            load = <uint64_t>counts.slots + counts.queued
-            if best < 0 or load < least:
-                best, least = i, load
-        return best
+        cdef uint32_t i = hsm_routes_pick(self._shares, self._ramping, <uint32_t>PyList_GET_SIZE(self._engines),
+                                          self._round)
+        return -1 if i == HSM_NO_ROUTE else <Py_ssize_t>i
 
     def pick(self):
         """The place of the member that takes the next request; None: there is none."""

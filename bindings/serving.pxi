@@ -199,6 +199,15 @@ def answer_signs(list requests not None, FairQueue turns not None, dict levels n
         if not request._ordinary or type(receipt) is not Receipt or request.ended or request.others:
             rest.append(one)
             continue
+        try:  # first what may fail: the error is this request's answer, the others have theirs
+            seq = receipt.audit_seq
+            version = (<tuple>request.what)[3] or request.counter.versions.number(receipt.public_key)
+            data = _signed_frame(request.number, version, levels.get(receipt.level, 0),
+                                 no_record if seq is None else seq, receipt.signature)
+        except Exception as error:
+            request._result = error
+            rest.append(one)
+            continue
         request.ended, request.running = True, None
         account, session = request.account, request.session
         account.open -= 1
@@ -209,10 +218,6 @@ def answer_signs(list requests not None, FairQueue turns not None, dict levels n
         else:
             turns.under_way -= 1
             account.under_way -= 1
-        seq = receipt.audit_seq
-        version = (<tuple>request.what)[3] or request.counter.versions.number(receipt.public_key)
-        data = _signed_frame(request.number, version, levels.get(receipt.level, 0), no_record if seq is None else seq,
-                             receipt.signature)
         session.close(request.number, data, request.connection.server.now)
         known = PyDict_GetItemWithError(frames, request.connection)
         if known == NULL:

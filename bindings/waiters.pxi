@@ -9,6 +9,21 @@ cdef uint64_t RECEIPT = <uint64_t>1 << 62
 cdef uint64_t OWN = <uint64_t>1 << 61
 cdef uint64_t LATEST = RECEIPT - 1
 
+Future = None  # asyncio's, loaded with the first loop: a process that has none begins in two thirds of the time
+
+
+cdef dict _keywords_of_futures(object loop):
+    """What each Future of a loop is made with."""
+    global Future
+    from asyncio import Future as found
+    Future = found
+    return {"loop": loop}
+
+
+cdef object _invalid_state():
+    from asyncio import InvalidStateError
+    return InvalidStateError
+
 
 @cython.final
 cdef class Batch:
@@ -48,7 +63,7 @@ cdef class Batch:
 cdef inline bint _set_result(object future, object result) except -1:
     try:
         future.set_result(result)
-    except InvalidStateError:
+    except _invalid_state():
         return False
     return True
 
@@ -56,7 +71,7 @@ cdef inline bint _set_result(object future, object result) except -1:
 cdef inline bint _set_exception(object future, object error) except -1:
     try:
         future.set_exception(error)
-    except InvalidStateError:
+    except _invalid_state():
         return False
     return True
 

@@ -38,7 +38,8 @@ ROOT = Path(__file__).resolve().parents[1]
 MINORS = range(11, 15)
 PURE = ("bench", "clients/python")
 """Folders of distributions in Python alone."""
-AARCH64_LIBRARIES = ROOT / "build" / "aarch64" / "sysroot" / "usr" / "lib" / "aarch64-linux-gnu"
+SYSROOT = ROOT / "build" / "aarch64" / "sysroot"
+AARCH64_LIBRARIES = SYSROOT / "usr" / "lib" / "aarch64-linux-gnu"
 CROSS_COMPILER = "aarch64-linux-gnu-gcc"
 OLDEST = "manylinux_2_34"
 """The C library of Amazon Linux 2023 and RHEL 9, the oldest that CloudHSM's client supports with OpenSSL 3."""
@@ -252,13 +253,24 @@ def repaired(python: Path, wheel: Path, output: Path, *, crossing: bool = False)
     tools = python.parent
     env = {**os.environ, "PATH": f"{tools}:{os.environ.get('PATH', '/usr/bin:/bin')}"}
     if crossing:
-        env["LD_LIBRARY_PATH"] = str(AARCH64_LIBRARIES)
+        # auditwheel asks dpkg which packages the libraries are from; that of this system does not know these.
+        env |= {"LD_LIBRARY_PATH": str(AARCH64_LIBRARIES), "DPKG_ADMINDIR": str(SYSROOT / "dpkg")}
     machine = "aarch64" if crossing else platform.machine()
     excluded = [f"--exclude={name}" for name in OF_THE_SYSTEM]
     line = [str(python), "-c", AUDITWHEEL, machine, "repair", "--plat", f"{OLDEST}_{machine}", *excluded]
     run([*line, "-w", str(output), str(wheel)], env=env)
     [made] = output.iterdir()
+    check_bill(made)
     return made
+
+
+def check_bill(wheel: Path) -> None:
+    """It is an error if a wheel carries libraries and no bill of materials names their packages."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    carried = [name for name in names if re.match(r"[^/]+\.libs/", name)]
+    if carried and not any("/sboms/auditwheel" in name for name in names):
+        raise SystemExit(f"wheels: {wheel.name} has no bill for {', '.join(carried)}: no package manager knows them")
 
 
 def run(line: Sequence[str], cwd: Path | None = None, env: dict[str, str] | None = None) -> None:

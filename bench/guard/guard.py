@@ -23,7 +23,7 @@ from typing import Any
 
 RECORD = Path(__file__).with_name("instructions.json")
 SECTIONS = (
-    *("ring", "ring-digest", "requests", "cache-hit", "cache-miss", "audit-line", "policy", "policy-raw"),
+    *("ring", "ring-digest", "requests", "routes", "cache-hit", "cache-miss", "audit-line", "policy", "policy-raw"),
     "gateway-frame",
 )
 GOALS = {"ring": 700, "requests": 1100, "audit-line": 867}

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "p11.h"
+#include "utf8.h"
 
 struct fields {
     const uint8_t *at;
@@ -30,29 +31,6 @@ static uint32_t number(struct fields *fields, unsigned size) {
         value |= (uint32_t)data[i] << (8 * i);
     }
     return value;
-}
-
-static bool is_utf8(const uint8_t *text, size_t len) {
-    for (size_t i = 0; i < len;) {
-        uint8_t lead = text[i];
-        size_t more = (size_t)(lead >= 0x80) + (lead >= 0xe0) + (lead >= 0xf0);
-        uint32_t rune = more == 0 ? lead : lead & (0x3fU >> more);
-        if (lead >= 0x80 && (lead < 0xc2 || lead > 0xf4 || len - i <= more)) {
-            return false;
-        }
-        for (size_t k = 1; k <= more; k++) {
-            if ((text[i + k] & 0xc0) != 0x80) {
-                return false;
-            }
-            rune = rune << 6 | (text[i + k] & 0x3f);
-        }
-        if ((more == 2 && (rune < 0x800 || (rune >= 0xd800 && rune < 0xe000))) ||
-            (more == 3 && (rune < 0x10000 || rune > 0x10ffff))) {
-            return false;
-        }
-        i += more + 1;
-    }
-    return true;
 }
 
 static const uint8_t *text(struct fields *fields, unsigned length_size, size_t *len) {
@@ -169,7 +147,7 @@ enum p11_learned p11_read_welcome(const uint8_t *body, size_t len, bool elsewher
     struct fields fields = {body, len, false};
     size_t ignored = 0;
     if (number(&fields, 2) != 1) {
-        return P11_MALFORMED;
+        return fields.bad ? P11_MALFORMED : P11_OTHER_VERSION;
     }
     memcpy(welcome->instance, take(&fields, sizeof welcome->instance), sizeof welcome->instance);
     welcome->credits = number(&fields, 4);

@@ -1,49 +1,28 @@
-/* Verification by the system's libcrypto, opened when it is first needed. Its library context is our own: see stream.c. */
+/* The system's OpenSSL, and verification by it. */
 #include <dlfcn.h>
 #include <string.h>
 
-#include <openssl/err.h>
-#include <openssl/evp.h>
-#include <openssl/x509.h>
-
+#include "openssl.h"
 #include "p11.h"
 
 enum { DER_HEAD = 27, DER_SIGNATURE = 72, NUMBER = 32 };
 
-// clang-format off: several names in a line
-#define FUNCTIONS(X) \
-    X(OSSL_LIB_CTX_new) X(d2i_PUBKEY_ex) X(EVP_PKEY_free) X(EVP_MD_CTX_new) X(EVP_MD_CTX_free) \
-    X(EVP_DigestVerifyInit_ex) X(EVP_DigestVerify) X(EVP_PKEY_CTX_new_from_pkey) X(EVP_PKEY_CTX_free) \
-    X(EVP_PKEY_verify_init) X(EVP_PKEY_verify) X(ERR_set_mark) X(ERR_pop_to_mark)
-// clang-format on
+struct p11_ssl p11_ssl;
 
-static struct {
-// NOLINTNEXTLINE(bugprone-macro-parentheses): a declaration
-#define X(name) __typeof__(name) *name;
-    FUNCTIONS(X)
-#undef X
-    OSSL_LIB_CTX *context;
-} crypto;
-static pthread_once_t once = PTHREAD_ONCE_INIT;
-
-static void load(void) {
-    void *library = dlopen("libcrypto.so.3", RTLD_NOW | RTLD_LOCAL);
+bool p11_ssl_load(void) {
+    void *library = p11_ssl.context != NULL ? NULL : dlopen("libssl.so.3", RTLD_NOW | RTLD_LOCAL);
     if (library == NULL) {
-        return;
+        return p11_ssl.context != NULL;
     }
 #define X(name)                                                                                                        \
-    *(void **)&crypto.name = dlsym(library, #name);                                                                    \
-    if (crypto.name == NULL) {                                                                                         \
-        return;                                                                                                        \
+    *(void **)&p11_ssl.name = dlsym(library, #name);                                                                   \
+    if (p11_ssl.name == NULL) {                                                                                        \
+        return false;                                                                                                  \
     }
-    FUNCTIONS(X)
+    P11_OPENSSL(X)
 #undef X
-    crypto.context = crypto.OSSL_LIB_CTX_new();
-}
-
-bool p11_crypto_load(void) {
-    (void)pthread_once(&once, load);
-    return crypto.context != NULL;
+    p11_ssl.context = p11_ssl.OSSL_LIB_CTX_new();
+    return p11_ssl.context != NULL;
 }
 
 /* SubjectPublicKeyInfo before the key itself, by enum p11_algorithm. */
@@ -72,19 +51,16 @@ static uint8_t *put_integer(uint8_t *out, const uint8_t number[NUMBER]) {
     return out + zero + NUMBER - skip;
 }
 
-bool p11_verify(enum p11_algorithm algorithm, const uint8_t *public_key, const uint8_t *message, size_t len,
-                bool digest, const uint8_t signature[P11_SIGNATURE]) {
+bool p11_verify(const struct p11_key *whose, const uint8_t *message, size_t len, bool digest,
+                const uint8_t signature[P11_SIGNATURE]) {
+    enum p11_algorithm algorithm = whose->algorithm;
     uint8_t der[DER_HEAD + P11_PUBLIC_KEY];
     uint8_t ecdsa[DER_SIGNATURE];
     const uint8_t *at = der;
     const uint8_t *given = signature;
-    size_t key_len = algorithm == P11_ED25519 ? 32 : P11_PUBLIC_KEY;
     size_t given_len = P11_SIGNATURE;
-    if (!p11_crypto_load()) {
-        return false;
-    }
     memcpy(der, heads[algorithm].bytes, heads[algorithm].len);
-    memcpy(der + heads[algorithm].len, public_key, key_len);
+    memcpy(der + heads[algorithm].len, whose->public_key, whose->public_len);
     if (algorithm != P11_ED25519) {
         const uint8_t *end = put_integer(put_integer(ecdsa + 2, signature), signature + NUMBER);
         ecdsa[0] = 0x30;
@@ -92,23 +68,24 @@ bool p11_verify(enum p11_algorithm algorithm, const uint8_t *public_key, const u
         given = ecdsa;
         given_len = (size_t)(end - ecdsa);
     }
-    (void)crypto.ERR_set_mark(); /* the thread's queue of errors is the application's, too */
-    EVP_PKEY *key = crypto.d2i_PUBKEY_ex(NULL, &at, (long)(heads[algorithm].len + key_len), crypto.context, NULL);
+    (void)p11_ssl.ERR_set_mark(); /* the thread's queue of errors is the application's, too */
+    EVP_PKEY *key =
+        p11_ssl.d2i_PUBKEY_ex(NULL, &at, (long)(heads[algorithm].len + whose->public_len), p11_ssl.context, NULL);
     bool good = false;
     if (key != NULL && digest) {
-        EVP_PKEY_CTX *context = crypto.EVP_PKEY_CTX_new_from_pkey(crypto.context, key, NULL);
-        good = context != NULL && crypto.EVP_PKEY_verify_init(context) == 1 &&
-               crypto.EVP_PKEY_verify(context, given, given_len, message, len) == 1;
-        crypto.EVP_PKEY_CTX_free(context);
+        EVP_PKEY_CTX *context = p11_ssl.EVP_PKEY_CTX_new_from_pkey(p11_ssl.context, key, NULL);
+        good = context != NULL && p11_ssl.EVP_PKEY_verify_init(context) == 1 &&
+               p11_ssl.EVP_PKEY_verify(context, given, given_len, message, len) == 1;
+        p11_ssl.EVP_PKEY_CTX_free(context);
     } else if (key != NULL) {
         const char *hash = algorithm == P11_ED25519 ? NULL : "SHA256";
-        EVP_MD_CTX *context = crypto.EVP_MD_CTX_new();
+        EVP_MD_CTX *context = p11_ssl.EVP_MD_CTX_new();
         good = context != NULL &&
-               crypto.EVP_DigestVerifyInit_ex(context, NULL, hash, crypto.context, NULL, key, NULL) == 1 &&
-               crypto.EVP_DigestVerify(context, given, given_len, message, len) == 1;
-        crypto.EVP_MD_CTX_free(context);
+               p11_ssl.EVP_DigestVerifyInit_ex(context, NULL, hash, p11_ssl.context, NULL, key, NULL) == 1 &&
+               p11_ssl.EVP_DigestVerify(context, given, given_len, message, len) == 1;
+        p11_ssl.EVP_MD_CTX_free(context);
     }
-    crypto.EVP_PKEY_free(key);
-    (void)crypto.ERR_pop_to_mark();
+    p11_ssl.EVP_PKEY_free(key);
+    (void)p11_ssl.ERR_pop_to_mark();
     return good;
 }

@@ -25,8 +25,7 @@ static const struct {
     {CKK_EC, CKM_EC_KEY_PAIR_GEN, {0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x0a}, 7},
 };
 
-/* Make room for one more, at twice the size each time that it is used up. */
-static bool grow(void **list, unsigned count, size_t size) {
+bool p11_grow(void **list, unsigned count, size_t size) {
     if (count != 0 && (count < FIRST_ROOM || (count & (count - 1)) != 0)) {
         return true;
     }
@@ -41,7 +40,7 @@ int p11_slot_put(const uint8_t *name, uint8_t len) {
             return (int)i;
         }
     }
-    if (p11_slot_count == P11_SLOTS || !grow((void **)&p11_slots, p11_slot_count, sizeof *p11_slots)) {
+    if (p11_slot_count == P11_SLOTS || !p11_grow((void **)&p11_slots, p11_slot_count, sizeof *p11_slots)) {
         return -1;
     }
     struct p11_slot *slot = &p11_slots[p11_slot_count];
@@ -71,7 +70,7 @@ int p11_key_find(unsigned slot, const uint8_t *public_key, size_t len, unsigned 
 int p11_key_put(const struct p11_key *key, unsigned hint) {
     int place = p11_key_find(key->slot, key->public_key, key->public_len, hint);
     if (place < 0) {
-        if (p11_key_count == P11_KEYS || !grow((void **)&p11_keys, p11_key_count, sizeof *p11_keys)) {
+        if (p11_key_count == P11_KEYS || !p11_grow((void **)&p11_keys, p11_key_count, sizeof *p11_keys)) {
             return -1;
         }
         place = (int)p11_key_count++;

@@ -1,8 +1,10 @@
 /* Requests over the one connection of this process. A caller waits until its request is answered, and one of those that
- * wait, the reader, does what the connection needs. What was sent and not answered is sent again on the next connection
- * with the same number; docs/WIRE.md says when that is safe. */
+ * wait, the reader, does what the connection needs: it writes what came while it was awake, and wakes each caller once.
+ * What was sent and not answered is sent again on the next connection with the same number; docs/WIRE.md says when that
+ * is safe. */
 #include <errno.h>
 #include <poll.h>
+#include <semaphore.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,7 +19,7 @@
 /* Types of frames, besides those of frames.h. */
 enum { HELLO = 1, CANCEL = 5, ACK = 6, PING = 7, WELCOME = 129, PONG = 133, ERROR = 134 };
 enum { KEYS = 135, CREDIT, GOAWAY };
-enum { ACK_EVERY = 32, MOST_PING = 64, READS = 16, READ_ROOM = 65536, MOST_DOUBLINGS = 3, WHOLE = 4 + HSM_FRAME_MOST };
+enum { ACK_EVERY = 32, MOST_PING = 64, READS = 16, ROOM = 4 + HSM_FRAME_MOST + 65536, MOST_DOUBLINGS = 3, FEW = 8 };
 #define GRACE (250 * P11_MS)    /* the gateway's word about a request that is late says more than ours */
 #define QUIET (10000 * P11_MS)  /* a connection without a sign of life is tested after so long */
 #define FORSAKE (1000 * P11_MS) /* how long a gateway that is left may take for what is open there */
@@ -25,86 +27,115 @@ enum { ACK_EVERY = 32, MOST_PING = 64, READS = 16, READ_ROOM = 65536, MOST_DOUBL
 
 struct job {
     struct job *next, *before;
-    pthread_cond_t turn;
-    bool refresh, done; /* refresh: it waits for a connection, no more */
-    bool uncertain;     /* another gateway process may have had it signed */
+    sem_t turn;                /* posted once to one that waits: when it is done, or to read */
+    bool reads, refresh, done; /* refresh: it waits for a connection, no more */
+    bool uncertain;            /* another gateway process may have had it signed */
     uint8_t kind;
     unsigned key, refusals;
-    uint32_t timeout_ms;
     uint64_t request; /* 0: it was not sent */
     const uint8_t *message;
     size_t len;
     int64_t deadline, not_before, sent_at;
+    uint32_t timeout_ms;
     CK_RV rv, refusal; /* refusal: what its last attempt was told */
-    uint8_t signature[P11_SIGNATURE];
+    uint8_t *signature;
 };
 
 static struct {
     enum { DOWN, CONNECTING, GREETING, READY } state;
     struct p11_stream stream;
     struct job *first, *last; /* in the order in which they came */
-    struct job *reader;
-    unsigned inside; /* threads */
-    pthread_cond_t empty;
-    int wake; /* an eventfd: what is to be written needs the reader */
+    struct job *reader;       /* there is one while there are jobs */
+    struct job *answered;     /* to be woken when the lock is given up */
+    pthread_cond_t idle;      /* there is no reader */
+    int wake;                 /* an eventfd: what is to be written needs the reader */
     uint8_t nonce[16], instance[16];
-    bool knows_instance, told; /* told: keys are known, from told_at */
-    unsigned at, told_at;
+    bool told; /* keys are known, from address told_at */
+    unsigned at, told_at, open, answers;
     uint64_t next;
-    unsigned answered;
     uint32_t credits;
-    bool draining, useful, blocked, pinged, polling;
-    int64_t remember, ready_by, forsake_by, heard;
+    bool draining, useful, blocked, pinged, polling, more;
+    bool held; /* jobs may not be sent yet, some not before held_until */
+    int64_t held_until, remember, ready_by, forsake_by, heard;
     uint8_t *in, *out;
-    size_t in_len, in_room, out_at, out_len, out_room;
+    size_t in_len, out_at, out_len, out_room;
 } wire;
 
-static void unlink_job(struct job *job) {
-    *(job->before == NULL ? &wire.first : &job->before->next) = job->next;
-    *(job->next == NULL ? &wire.last : &job->next->before) = job->before;
+static void count_open(const struct job *job, bool more) {
+    struct p11_slot *slot = &p11_slots[p11_keys[job->key].slot];
+    slot->open += more ? 1 : -1U;
+    wire.open += more ? 1 : -1U;
 }
 
 static void finish(struct job *job, CK_RV rv) {
     if (job->request != 0) {
-        p11_slots[p11_keys[job->key].slot].open--;
+        count_open(job, false);
     }
-    unlink_job(job);
+    *(job->before == NULL ? &wire.first : &job->before->next) = job->next;
+    *(job->next == NULL ? &wire.last : &job->next->before) = job->before;
     job->done = true;
     job->rv = rv;
-    (void)pthread_cond_signal(&job->turn);
+    if (!job->reads) {
+        job->next = wire.answered;
+        wire.answered = job;
+    }
+}
+
+static void finish_all(CK_RV rv) {
+    while (wire.first != NULL) {
+        finish(wire.first, rv);
+    }
+}
+
+/* A job may be gone when it is woken. */
+static void wake(struct job *job) {
+    while (job != NULL) {
+        struct job *next = job->next;
+        (void)sem_post(&job->turn);
+        job = next;
+    }
+}
+
+/* Give up the lock, then wake those that are done: they need it no more. */
+static void release(void) {
+    struct job *done = wire.answered;
+    wire.answered = NULL;
+    (void)pthread_mutex_unlock(&p11_lock);
+    wake(done);
 }
 
 /* To be sent again as a new request. */
 static void recall(struct job *job, int64_t not_before) {
-    p11_slots[p11_keys[job->key].slot].open--;
+    count_open(job, false);
     job->request = 0;
     job->not_before = not_before;
+    wire.held = true;
 }
 
-static void gone(bool sound, bool refused, const char *why) {
-    bool was = wire.state == READY;
-    if (!was) {
+static void gone(enum p11_ended how, const char *why, CK_RV told) {
+    bool was_up = wire.state == READY;
+    if (how == P11_BROKE && (!was_up || !wire.useful || wire.draining)) {
+        how = P11_USELESS;
+    }
+    if (!was_up) {
         p11_log("%s: %s", p11_config.addresses[wire.at], why);
     }
-    uint32_t bit = UINT32_C(1) << wire.at;
-    p11_route.silent = was ? p11_route.silent & ~bit : p11_route.silent | bit;
-    sound = sound && was && wire.useful && !wire.draining;
     p11_stream_close(&wire.stream, false);
     wire.state = DOWN;
     wire.in_len = wire.out_at = wire.out_len = 0;
-    wire.blocked = false;
-    if (was && wire.useful && !p11_route.seeking) {
-        p11_route_begin();
-    }
-    if (!sound && wire.at == p11_route.at) {
-        p11_route_next(refused);
-    } else if (sound) {
-        p11_route.not_before = 0;
+    wire.blocked = wire.more = false;
+    wire.held = wire.first != NULL;
+    if (p11_route_gone(wire.at, how, was_up, was_up && wire.useful)) {
+        finish_all(told);
     }
 }
 
 static void malformed(void) {
-    gone(false, false, "it does not speak hsmcore-wire/1");
+    gone(P11_USELESS, "it does not speak hsmcore-wire/1", CKR_DEVICE_ERROR);
+}
+
+static void broke(void) {
+    gone(wire.stream.final ? P11_FINAL : P11_BROKE, wire.stream.why, CKR_DEVICE_ERROR);
 }
 
 /* ---- what is written ---- */
@@ -120,10 +151,8 @@ static void flush(void) {
         enum p11_progress made = p11_stream_write(&wire.stream, wire.out + wire.out_at, &size);
         wire.out_at += size;
         if (made == P11_BROKEN) {
-            gone(true, false, wire.stream.why);
-            return;
-        }
-        if (made != P11_DONE) {
+            broke();
+        } else if (made != P11_DONE) {
             wire.blocked = made == P11_WANTS_WRITE;
             if (wire.polling) {
                 (void)eventfd_write(wire.wake, 1);
@@ -134,30 +163,27 @@ static void flush(void) {
     wire.out_at = wire.out_len = 0;
 }
 
-/* Room for a frame; NULL: there is no memory, and the connection is given up. */
+/* Room for a frame; NULL: there is no connection, or no memory for it, and it is given up. */
 static uint8_t *room(size_t size) {
-    if (wire.out_at > 0 && wire.out_len + size > wire.out_room) {
-        memmove(wire.out, wire.out + wire.out_at, wire.out_len - wire.out_at);
-        wire.out_len -= wire.out_at;
-        wire.out_at = 0;
-    }
-    if (wire.out_len + size > wire.out_room) {
+    if (is_up() && wire.out_len + size > wire.out_room) {
         uint8_t *more = realloc(wire.out, 2 * (wire.out_len + size));
         if (more == NULL) {
-            gone(false, false, "no memory");
-            return NULL;
+            gone(P11_USELESS, "no memory", CKR_HOST_MEMORY);
+        } else {
+            wire.out = more;
+            wire.out_room = 2 * (wire.out_len + size);
         }
-        wire.out = more;
-        wire.out_room = 2 * (wire.out_len + size);
     }
-    uint8_t *found = wire.out + wire.out_len;
+    if (!is_up()) {
+        return NULL;
+    }
     wire.out_len += size;
-    return found;
+    return wire.out + wire.out_len - size;
 }
 
 /* A frame without flags and slot. */
 static void put(uint8_t type, uint64_t request, const uint8_t *body, size_t len) {
-    uint8_t *out = is_up() ? room(HSM_FRAME_HEAD + len) : NULL;
+    uint8_t *out = room(HSM_FRAME_HEAD + len);
     if (out == NULL) {
         return;
     }
@@ -173,12 +199,9 @@ static void put(uint8_t type, uint64_t request, const uint8_t *body, size_t len)
 }
 
 static void put_hello(void) {
-    static const uint8_t program[] = "hsmcore-pkcs11";
-    uint8_t body[2 + sizeof wire.nonce + 1 + sizeof program - 1] = {1, 0};
+    uint8_t body[] = "\1\0 a nonce, 16 b. \x0ehsmcore-pkcs11"; /* version, nonce, program */
     memcpy(body + 2, wire.nonce, sizeof wire.nonce);
-    body[18] = sizeof program - 1;
-    memcpy(body + 19, program, sizeof program - 1);
-    put(HELLO, 0, body, sizeof body);
+    put(HELLO, 0, body, sizeof body - 1);
 }
 
 static void put_ack(void) {
@@ -186,13 +209,14 @@ static void put_ack(void) {
     for (const struct job *job = wire.first; job != NULL; job = job->next) {
         lowest = job->request != 0 && job->request < lowest ? job->request : lowest;
     }
+    wire.answers = 0;
     put(ACK, lowest, NULL, 0);
 }
 
 static void put_sign(struct job *job, bool again) {
     const struct p11_key *key = &p11_keys[job->key];
-    const struct p11_slot *slot = &p11_slots[key->slot];
-    hsm_frame frame = {.flags = again ? HSM_FRAME_AGAIN : 0, .slot = (uint16_t)slot->number, .request = job->request};
+    hsm_frame frame = {
+        .flags = again ? HSM_FRAME_AGAIN : 0, .slot = (uint16_t)p11_slots[key->slot].number, .request = job->request};
     hsm_frame_sign sign = {
         .message_len = (uint32_t)job->len, .timeout_ms = job->timeout_ms, .version = key->version, .kind = job->kind};
     uint8_t *out = room(HSM_SIGN_HEAD + job->len);
@@ -202,38 +226,50 @@ static void put_sign(struct job *job, bool again) {
     }
 }
 
-/* Send what the gateway has room for. */
+/* Send it if the gateway has room for it. Return whether it was sent, or is done. */
+static bool place(struct job *job, int64_t now) {
+    const struct p11_key *key = &p11_keys[job->key];
+    const struct p11_slot *slot = &p11_slots[key->slot];
+    if (wire.state != READY || wire.draining || job->not_before > now) {
+        return false;
+    }
+    if (slot->number < 0 || !key->listed) {
+        finish(job, slot->number < 0 ? CKR_DEVICE_REMOVED : CKR_KEY_HANDLE_INVALID);
+        return true;
+    }
+    if (slot->open >= (p11_route.seeking && wire.credits > 1 ? 1 : wire.credits)) {
+        return false;
+    }
+    int64_t left = (job->deadline - now) / P11_MS;
+    job->timeout_ms = left > 0 ? (uint32_t)left : 1;
+    job->sent_at = now;
+    job->request = wire.next++;
+    count_open(job, true);
+    put_sign(job, false);
+    return true;
+}
+
 static void pump(int64_t now) {
     struct job *next = NULL;
-    for (struct job *job = wire.first; job != NULL && wire.state == READY && !wire.draining; job = next) {
+    wire.held = false;
+    wire.held_until = INT64_MAX;
+    for (struct job *job = wire.first; job != NULL; job = next) {
         next = job->next;
-        const struct p11_key *key = &p11_keys[job->key];
-        if (job->refresh || job->request != 0 || job->not_before > now) {
-            continue;
-        }
-        struct p11_slot *slot = &p11_slots[key->slot];
-        if (slot->number < 0 || !key->listed) {
-            finish(job, slot->number < 0 ? CKR_DEVICE_REMOVED : CKR_KEY_HANDLE_INVALID);
-        } else if (slot->open < (p11_route.seeking && wire.credits > 1 ? 1 : wire.credits)) {
-            int64_t left = (job->deadline - now) / P11_MS;
-            job->timeout_ms = left > 0 ? (uint32_t)left : 1;
-            job->sent_at = now;
-            job->request = wire.next++;
-            slot->open++;
-            put_sign(job, false);
+        if (!job->refresh && job->request == 0 && !place(job, now)) {
+            wire.held = true;
+            wire.held_until = job->not_before > now ? p11_least(wire.held_until, job->not_before) : wire.held_until;
         }
     }
-    flush();
 }
 
 static void resend(bool same, int64_t now) {
     struct job *next = NULL;
     for (struct job *job = wire.first; job != NULL && wire.state == READY; job = next) {
         next = job->next;
-        const struct p11_key *key = &p11_keys[job->key];
-        if (job->request == 0) {
+        if (job->refresh || job->request == 0) {
             continue;
         }
+        const struct p11_key *key = &p11_keys[job->key];
         bool listed = key->listed && p11_slots[key->slot].number >= 0;
         if (!same || now - job->sent_at >= wire.remember || !listed) {
             /* It is remembered nowhere: only a signature that comes out the same may be asked for again. */
@@ -254,17 +290,21 @@ static void welcome(const hsm_frame *frame, int64_t now) {
     struct p11_welcome found;
     bool elsewhere = wire.told && wire.at != wire.told_at;
     enum p11_learned learned = p11_read_welcome(frame->body, frame->body_len, elsewhere, &found);
-    if (learned != P11_LEARNED) {
-        if (learned == P11_MALFORMED) {
-            malformed();
-        } else {
-            gone(false, true, "it lists other keys than the gateway before: it is of another fleet");
-        }
+    if (learned == P11_MALFORMED) {
+        malformed();
         return;
     }
-    bool same = wire.knows_instance && memcmp(wire.instance, found.instance, sizeof wire.instance) == 0;
+    if (learned == P11_OTHER_VERSION) {
+        gone(P11_FINAL, "it speaks another version of hsmcore-wire", CKR_DEVICE_ERROR);
+        return;
+    }
+    if (learned == P11_STRANGE) {
+        gone(P11_REFUSED, "it lists other keys than the gateway before: it is of another fleet", CKR_DEVICE_ERROR);
+        return;
+    }
+    bool same = wire.told && memcmp(wire.instance, found.instance, sizeof wire.instance) == 0;
     memcpy(wire.instance, found.instance, sizeof wire.instance);
-    wire.knows_instance = wire.told = true;
+    wire.told = true;
     wire.told_at = wire.at;
     wire.credits = found.credits;
     wire.remember = (int64_t)found.remember_ms * P11_MS;
@@ -310,16 +350,14 @@ static void refused(struct job *job, const struct p11_refusal *refusal, int64_t 
     }
 }
 
-static void answer(const hsm_frame *frame, int64_t now) {
+/* Return whether it is well-formed. */
+static bool answer(const hsm_frame *frame, int64_t now) {
     struct job *job = wire.first;
-    while (job != NULL && job->request != frame->request) {
+    while (job != NULL && (job->refresh || job->request != frame->request)) {
         job = job->next;
     }
     if (job == NULL || frame->request == 0) { /* of one that was withdrawn, or of none */
-        if (frame->request == 0 || frame->request >= wire.next) {
-            malformed();
-        }
-        return;
+        return frame->request != 0 && frame->request < wire.next;
     }
     hsm_frame_signed made;
     struct p11_refusal refusal;
@@ -332,13 +370,12 @@ static void answer(const hsm_frame *frame, int64_t now) {
         wire.useful = true;
         finish(job, CKR_OK);
     } else {
-        malformed();
-        return;
+        return false;
     }
-    if (++wire.answered >= ACK_EVERY) {
-        wire.answered = 0;
+    if (++wire.answers >= ACK_EVERY) {
         put_ack();
     }
+    return true;
 }
 
 static void take(const hsm_frame *frame, int64_t now) {
@@ -348,7 +385,8 @@ static void take(const hsm_frame *frame, int64_t now) {
         good = p11_read_error(frame->body, frame->body_len, &refusal);
         if (good) {
             p11_log("%s: %s %s", p11_config.addresses[wire.at], refusal.status, refusal.text);
-            gone(false, true, "the gateway refuses this client");
+            gone(refusal.retryable || wire.state == READY ? P11_REFUSED : P11_FINAL, "the gateway refuses this client",
+                 p11_rv_of(&refusal));
         }
     } else if (wire.state == GREETING && frame->type == WELCOME) {
         welcome(frame, now);
@@ -366,77 +404,60 @@ static void take(const hsm_frame *frame, int64_t now) {
         good = frame->body_len <= MOST_PING;
         wire.useful = true;
     } else {
-        answer(frame, now);
+        good = answer(frame, now);
     }
     if (!good) {
         malformed();
     }
 }
 
-/* Read what is there. Return whether there may be more. */
-static bool receive(int64_t now) {
+/* Take the frames that are whole. */
+static void cut_frames(int64_t now) {
     static uint8_t flags[256];
+    size_t at = 0;
     if (flags[0] == 0) { /* no frame of a gateway has flags */
         memset(flags, HSM_FRAME_REFUSED, sizeof flags);
-        for (unsigned type = WELCOME; type <= GOAWAY; type++) {
-            flags[type] = 0;
-        }
+        memset(flags + WELCOME, 0, GOAWAY - WELCOME + 1);
     }
-    for (unsigned reads = 0; is_up(); reads++) {
-        if (reads == READS) {
-            return true;
+    while (is_up()) {
+        hsm_frame frame;
+        size_t cut = wire.in_len - at;
+        hsm_cut found = hsm_frame_cut(wire.in + at, &cut, flags, &frame);
+        if (found == HSM_CUT_MORE) {
+            memmove(wire.in, wire.in + at, wire.in_len - at);
+            wire.in_len -= at;
+            return;
         }
-        if (wire.in_room - wire.in_len < READ_ROOM) {
-            uint8_t *more = realloc(wire.in, wire.in_len + 2 * (size_t)READ_ROOM);
-            if (more == NULL) {
-                gone(false, false, "no memory");
-                return false;
-            }
-            wire.in = more;
-            wire.in_room = wire.in_len + 2 * (size_t)READ_ROOM;
-        }
-        size_t size = wire.in_room - wire.in_len;
-        enum p11_progress made = p11_stream_read(&wire.stream, wire.in + wire.in_len, &size);
-        if (made == P11_BROKEN) {
-            gone(true, false, wire.stream.why);
-        }
-        if (made != P11_DONE) {
-            return false;
-        }
-        wire.in_len += size;
-        wire.heard = now;
-        wire.pinged = false;
-        size_t at = 0;
-        while (is_up()) {
-            hsm_frame frame;
-            size_t cut = wire.in_len - at;
-            hsm_cut found = hsm_frame_cut(wire.in + at, &cut, flags, &frame);
-            if (found == HSM_CUT_MORE) {
-                memmove(wire.in, wire.in + at, wire.in_len - at);
-                wire.in_len -= at;
-                break;
-            }
-            if (found != HSM_CUT_FRAME) {
-                malformed();
-                break;
-            }
+        if (found == HSM_CUT_FRAME) {
             at += cut;
             take(&frame, now);
+        } else {
+            malformed();
         }
     }
-    return false;
+}
+
+/* Read what is there; wire.more: there may be more. */
+static void receive(void) {
+    int64_t now = p11_now();
+    wire.more = is_up();
+    for (unsigned reads = 0; wire.more && reads < READS; reads++) {
+        size_t left = ROOM - wire.in_len;
+        size_t size = left;
+        enum p11_progress made = p11_stream_read(&wire.stream, wire.in + wire.in_len, &size);
+        wire.more = made == P11_DONE && (size == left || wire.stream.ssl != NULL);
+        if (made == P11_BROKEN) {
+            broke();
+        } else if (made == P11_DONE) {
+            wire.in_len += size;
+            wire.heard = now;
+            wire.pinged = false;
+            cut_frames(now);
+        }
+    }
 }
 
 /* ---- the reader ---- */
-
-static bool has_sent(void) {
-    for (const struct job *job = wire.first; job != NULL; job = job->next) {
-        if (job->request != 0) {
-            return true;
-        }
-    }
-    return false;
-}
 
 /* Do what is due. Return what to poll for. */
 static short advance(int64_t now) {
@@ -451,191 +472,212 @@ static short advance(int64_t now) {
         enum p11_progress made = p11_stream_connect(&wire.stream);
         events = made == P11_WANTS_WRITE ? POLLOUT : POLLIN;
         if (made == P11_BROKEN) {
-            gone(false, false, wire.stream.why);
+            broke();
         } else if (made == P11_DONE) {
             wire.state = GREETING;
             put_hello();
         }
     }
     if ((wire.state == CONNECTING || wire.state == GREETING) && now >= wire.ready_by) {
-        gone(false, false, "no word from it in time");
+        gone(P11_USELESS, "no word from it in time", CKR_OK);
     }
-    if (wire.state == READY && wire.draining && (now >= wire.forsake_by || !has_sent())) {
-        gone(false, true, "");
+    if (wire.state == READY && wire.draining && (now >= wire.forsake_by || wire.open == 0)) {
+        gone(P11_REFUSED, "", CKR_OK);
     }
     if (wire.state == READY && now - wire.heard >= QUIET) {
         if (wire.pinged) {
-            gone(false, false, "");
+            gone(P11_USELESS, "", CKR_OK);
         } else {
             wire.pinged = true;
             wire.heard = now;
             put(PING, 0, NULL, 0);
         }
     }
-    pump(now);
+    if (wire.held) {
+        pump(now);
+    }
+    flush();
     return (short)(events | (wire.blocked ? POLLOUT : 0));
 }
 
 /* When something is due though nothing is heard. */
-static int64_t due(const struct job *reader, int64_t now) {
-    int64_t until = reader->refresh ? reader->deadline : reader->deadline + GRACE;
-    int64_t times[] = {wire.state == DOWN ? p11_route.not_before : INT64_MAX,
-                       wire.state == CONNECTING || wire.state == GREETING ? wire.ready_by : INT64_MAX,
-                       wire.state == READY ? wire.heard + QUIET : INT64_MAX,
-                       wire.state == READY && wire.draining ? wire.forsake_by : INT64_MAX};
-    for (size_t i = 0; i < sizeof times / sizeof *times; i++) {
-        until = times[i] < until ? times[i] : until;
+static int64_t due(int64_t until) {
+    if (wire.state == DOWN) {
+        return p11_least(until, p11_route.not_before);
     }
-    for (const struct job *job = wire.first; job != NULL; job = job->next) {
-        until = job->not_before > now && job->request == 0 && job->not_before < until ? job->not_before : until;
-    }
-    return until;
+    until = p11_least(until, wire.state == READY ? wire.heard + QUIET : wire.ready_by);
+    until = wire.draining ? p11_least(until, wire.forsake_by) : until;
+    return wire.held ? p11_least(until, wire.held_until) : until;
 }
 
-static void turn(const struct job *reader, bool more) {
+/* Wait for the gateway, or until `end`, without the lock. */
+static void turn(int64_t end) {
     int64_t now = p11_now();
     short events = advance(now);
-    if (reader->done) {
+    if (wire.reader->done) {
         return;
     }
     struct pollfd fds[] = {{.fd = wire.wake, .events = POLLIN}, {.fd = wire.stream.fd, .events = events}};
     nfds_t count = wire.state == DOWN ? 1 : 2;
-    int64_t left = more ? 0 : due(reader, now) - now;
-    struct timespec wait = {.tv_sec = left > 0 ? left / (1000 * P11_MS) : 0,
-                            .tv_nsec = left > 0 ? left % (1000 * P11_MS) : 0};
+    int64_t left = wire.more ? 0 : due(end) - now;
+    const struct timespec wait = {left > 0 ? left / (1000 * P11_MS) : 0, left > 0 ? left % (1000 * P11_MS) : 0};
     eventfd_t value;
     wire.polling = true;
-    (void)pthread_mutex_unlock(&p11_lock);
+    release();
     (void)ppoll(fds, count, &wait, NULL);
     (void)pthread_mutex_lock(&p11_lock);
     wire.polling = false;
     if (fds[0].revents != 0) {
         (void)eventfd_read(wire.wake, &value);
     }
+    receive();
 }
 
 static void late(struct job *job) {
     bool ready = wire.state == READY;
+    CK_RV rv = ready ? CKR_FUNCTION_FAILED : CKR_DEVICE_REMOVED;
     if (job->request != 0 && ready) {
         put(CANCEL, job->request, NULL, 0);
         flush();
     }
     if (!job->done) {
-        CK_RV rv = ready ? CKR_FUNCTION_FAILED : CKR_DEVICE_REMOVED;
         finish(job, job->refusal != CKR_OK ? job->refusal : rv);
     }
 }
 
+/* Wait as one that does not read. Return whether it reads now, and has the lock again; else it is done. */
+static bool wait_for_turn(struct job *job, int64_t end) {
+    const struct timespec until = {end / (1000 * P11_MS), end % (1000 * P11_MS)};
+    release();
+    int slept = 0;
+    do {
+        slept = sem_clockwait(&job->turn, CLOCK_MONOTONIC, &until);
+    } while (slept != 0 && errno == EINTR);
+    if (slept == 0 && !job->reads) {
+        return false;
+    }
+    (void)pthread_mutex_lock(&p11_lock);
+    if (job->reads) {
+        return true;
+    }
+    bool posted = job->done; /* or just about to be: it must not be gone before */
+    if (!posted) {
+        late(job);
+    }
+    release();
+    while (posted && sem_wait(&job->turn) != 0) {
+    }
+    return false;
+}
+
+/* Wait until it is done. The lock is given up. */
 static CK_RV run(struct job *job) {
-    int64_t end = job->refresh ? job->deadline : job->deadline + GRACE;
-    bool more = false;
-    if (pthread_cond_init(&job->turn, NULL) != 0) {
-        return CKR_HOST_MEMORY;
+    int64_t end = job->deadline + (job->refresh ? 0 : GRACE);
+    if (sem_init(&job->turn, 0, 0) != 0) {
+        return p11_leave(CKR_HOST_MEMORY);
     }
     job->before = wire.last;
     *(wire.last == NULL ? &wire.first : &wire.last->next) = job;
     wire.last = job;
-    wire.inside++;
-    if (wire.reader != NULL) {
-        pump(p11_now());
-    } else { /* a connection that has ended meanwhile is not to be sent on: what may have been sent is not sent twice */
-        more = receive(p11_now());
+    job->reads = wire.reader == NULL;
+    if (job->reads) { /* a connection that has ended meanwhile is not to be sent on: what was sent is not sent twice */
+        wire.reader = job;
+        receive();
+    }
+    int64_t now = p11_now();
+    if (!job->refresh && (wire.held || !place(job, now))) {
+        pump(now);
+    }
+    if (!job->reads && wire.polling && wire.open <= FEW) {
+        flush();
+    } else if (!job->reads && wire.polling) { /* the reader writes it, with what others ask until it is awake */
+        wire.polling = false;
+        (void)eventfd_write(wire.wake, 1);
+    }
+    if (!job->reads && !wait_for_turn(job, end)) {
+        return job->rv;
     }
     while (!job->done) {
-        int64_t now = p11_now();
-        if (now >= end) {
+        if (p11_now() >= end) {
             late(job);
-        } else if (wire.reader != NULL && wire.reader != job) {
-            const struct timespec until = {end / (1000 * P11_MS), end % (1000 * P11_MS)};
-            (void)pthread_cond_clockwait(&job->turn, &p11_lock, CLOCK_MONOTONIC, &until);
         } else {
-            wire.reader = job;
-            turn(job, more);
-            more = !job->done && receive(p11_now());
+            turn(end);
         }
     }
-    if (wire.reader == job) {
-        wire.reader = NULL;
+    wire.reader = wire.first;
+    if (wire.reader != NULL) {
+        wire.reader->reads = true;
+        (void)sem_post(&wire.reader->turn);
+    } else {
         flush();
-        if (wire.first != NULL) {
-            (void)pthread_cond_signal(&wire.first->turn);
-        }
+        (void)pthread_cond_signal(&wire.idle);
     }
-    if (--wire.inside == 0) {
-        (void)pthread_cond_signal(&wire.empty);
-    }
-    (void)pthread_cond_destroy(&job->turn);
+    release();
     return job->rv;
 }
 
 CK_RV p11_link_sign(unsigned key, uint8_t kind, const uint8_t *message, size_t len, uint8_t signature[P11_SIGNATURE]) {
-    if (len == 0 || len > HSM_FRAME_MOST - HSM_SIGN_HEAD) {
-        return CKR_DATA_LEN_RANGE;
-    }
-    struct job job = {
-        .key = key, .kind = kind, .message = message, .len = len, .deadline = p11_now() + p11_config.timeout};
-    CK_RV rv = run(&job);
-    if (rv == CKR_OK) {
-        memcpy(signature, job.signature, P11_SIGNATURE);
-    }
-    return rv;
+    struct job job = {.key = key,
+                      .kind = kind,
+                      .message = message,
+                      .len = len,
+                      .signature = signature,
+                      .deadline = p11_now() + p11_config.timeout};
+    return len == 0 || len > HSM_FRAME_MOST - HSM_SIGN_HEAD ? p11_leave(CKR_DATA_LEN_RANGE) : run(&job);
 }
 
 CK_RV p11_link_refresh(void) {
     if (wire.reader == NULL) {
-        (void)receive(p11_now());
+        receive();
     }
     if (wire.state == READY && !wire.draining) {
         return CKR_OK;
     }
     struct job job = {.refresh = true, .deadline = p11_now() + p11_config.timeout};
-    return run(&job); // NOLINT(clang-analyzer-core.StackAddressEscape): it is in no list when its call ends
+    CK_RV rv = run(&job); // NOLINT(clang-analyzer-core.StackAddressEscape): it is in no list when its call ends
+    (void)pthread_mutex_lock(&p11_lock);
+    return rv;
 }
 
 CK_RV p11_link_open(void) {
+    memset(&wire, 0, sizeof wire);
     wire.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (getrandom(wire.nonce, sizeof wire.nonce, 0) != sizeof wire.nonce || wire.wake < 0 ||
-        pthread_cond_init(&wire.empty, NULL) != 0) {
-        return CKR_FUNCTION_FAILED;
-    }
-    wire.state = DOWN;
+    wire.in = malloc(ROOM);
     wire.stream.fd = -1;
     wire.next = 1;
-    wire.knows_instance = wire.told = false;
     p11_route = (struct p11_route){.at = 0};
-    return CKR_OK;
+    bool good = wire.wake >= 0 && wire.in != NULL && pthread_cond_init(&wire.idle, NULL) == 0 &&
+                getrandom(wire.nonce, sizeof wire.nonce, 0) == sizeof wire.nonce;
+    return good ? CKR_OK : CKR_FUNCTION_FAILED;
+}
+
+static void close_link(bool inherited) {
+    p11_stream_close(&wire.stream, inherited);
+    (void)close(wire.wake);
+    free(wire.in), free(wire.out);
 }
 
 void p11_link_close(void) {
-    while (wire.first != NULL) {
-        finish(wire.first, CKR_CRYPTOKI_NOT_INITIALIZED);
-    }
-    while (wire.inside > 0) {
+    finish_all(CKR_CRYPTOKI_NOT_INITIALIZED);
+    wake(wire.answered);
+    wire.answered = NULL;
+    while (wire.reader != NULL) {
         (void)eventfd_write(wire.wake, 1);
-        (void)pthread_cond_wait(&wire.empty, &p11_lock);
+        (void)pthread_cond_wait(&wire.idle, &p11_lock);
     }
     if (wire.state == READY) {
         put_ack();
         flush();
     }
-    p11_stream_close(&wire.stream, false);
-    (void)close(wire.wake);
-    free(wire.in), free(wire.out);
-    (void)pthread_cond_destroy(&wire.empty);
-    memset(&wire, 0, sizeof wire);
+    (void)pthread_cond_destroy(&wire.idle);
+    close_link(false);
 }
 
 /* The other threads are not here, and their requests are the parent's. */
 void p11_link_after_fork(void) {
-    int wake = wire.wake;
-    p11_stream_close(&wire.stream, true);
-    wire.first = wire.last = wire.reader = NULL;
-    wire.inside = 0;
-    wire.polling = wire.blocked = false;
-    wire.in_len = wire.out_at = wire.out_len = 0;
+    close_link(true);
     for (unsigned i = 0; i < p11_slot_count; i++) {
         p11_slots[i].open = 0;
     }
     (void)p11_link_open();
-    (void)close(wake);
 }

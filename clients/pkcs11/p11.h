@@ -4,15 +4,16 @@
  *   keys.c      slots and keys that gateways have told of: objects, their handles and attributes
  *   answers.c   the bodies of a gateway's frames, which are hostile
  *   route.c     which of several gateways is used, and when
- *   stream.c    bytes to one gateway: a Unix socket, or TLS by the system's libssl
+ *   stream.c    bytes to one gateway: a Unix socket, or TLS
  *   link.c      requests: one connection for the process, and each caller waits for its own number
  *   session.c   sessions, login, C_FindObjects
  *   sign.c      C_Sign and C_Verify
- *   crypto.c    verification by the system's libcrypto
+ *   crypto.c    the system's OpenSSL, and verification by it
  *   module.c    function lists, C_Initialize, slots, fork
  *
- * One lock, p11_lock, guards all state: C_* functions take it at once, and wait and verify without it. A thread that
- * waits for an answer is the one that reads, unless another one does: there is no thread of our own. */
+ * One lock, p11_lock, guards all state. The function lists of module.c take it for each call; C_* functions here are
+ * called with it, and wait and verify without it. A thread that waits for an answer is the one that reads, unless
+ * another one does: there is no thread of our own. */
 #ifndef HSMCORE_P11_H
 #define HSMCORE_P11_H
 
@@ -40,6 +41,10 @@ enum p11_algorithm { P11_ED25519 = 1, P11_P256, P11_SECP256K1 }; /* as the wire 
 #pragma GCC visibility push(hidden)
 
 extern pthread_mutex_t p11_lock;
+
+static inline int64_t p11_least(int64_t one, int64_t other) {
+    return one < other ? one : other;
+}
 
 static inline int64_t p11_now(void) {
     struct timespec now;
@@ -86,6 +91,9 @@ extern struct p11_slot *p11_slots;
 extern struct p11_key *p11_keys;
 extern unsigned p11_slot_count, p11_key_count;
 
+/* Make room for one more than `count`, at twice the size each time that it is used up. */
+bool p11_grow(void **list, unsigned count, size_t size);
+
 /* Return a place, after making one if the name or key is new; -1: there are too many, or no memory. */
 int p11_slot_put(const uint8_t *name, uint8_t len);
 int p11_key_put(const struct p11_key *key, unsigned hint);
@@ -113,7 +121,7 @@ struct p11_refusal {
     uint32_t retry_after_ms;
     char status[256], kind[256], holder[256], text[256]; /* text: cut */
 };
-enum p11_learned { P11_LEARNED, P11_MALFORMED, P11_STRANGE };
+enum p11_learned { P11_LEARNED, P11_MALFORMED, P11_OTHER_VERSION, P11_STRANGE };
 
 /* Read WELCOME, and take over its slots and keys; or those of KEYS. P11_STRANGE: with `elsewhere` (another address told
  * what is known), it has none of the keys that are known. Nothing is taken over unless all is good. */
@@ -133,14 +141,18 @@ struct p11_route {
     bool seeking;    /* a host without the epoch has refused, and no gateway has signed since: one request at a time */
     uint32_t tried;  /* a bit for each address */
     uint32_t silent; /* addresses at which there was no connection when they were last tried */
+    uint32_t final;  /* those which another try would find as they were */
     int64_t not_before;
 };
 extern struct p11_route p11_route;
 
+/* How a connection ended: it was of use and broke; or it was of no use; or the gateway does not want us; or it never
+ * will. */
+enum p11_ended { P11_BROKE, P11_USELESS, P11_REFUSED, P11_FINAL };
+
 int64_t p11_jittered(int64_t most);
-void p11_route_begin(void);
-/* Go on to the next address. `refused`: the gateway has said that it does not want us. */
-void p11_route_next(bool refused);
+/* Choose where and when to connect next. Return whether no address can be of use. */
+bool p11_route_gone(unsigned at, enum p11_ended how, bool was_up, bool was_useful);
 /* Go on after NOT_HOLDER, to the holder if its name is in an address. Return whether requests go on. */
 bool p11_route_turned_away(const char *holder);
 int64_t p11_route_try(void); /* how long a gateway may take for its first word */
@@ -152,6 +164,7 @@ struct p11_stream {
     int fd; /* -1: there is none */
     struct ssl_st *ssl;
     bool connecting;
+    bool final;    /* it would break again */
     char why[160]; /* it broke */
 };
 
@@ -165,7 +178,7 @@ void p11_stream_close(struct p11_stream *stream, bool inherited);
 
 /* ---- link.c ---- */
 
-/* Sign with a key, in at most the configured time. The lock is given up in between. */
+/* Sign with a key, in at most the configured time. The lock is given up, and not taken again. */
 CK_RV p11_link_sign(unsigned key, uint8_t kind, const uint8_t *message, size_t len, uint8_t signature[P11_SIGNATURE]);
 /* Hear what the gateway has said, and connect if there is no connection. The lock is given up in between. */
 CK_RV p11_link_refresh(void);
@@ -176,15 +189,15 @@ void p11_link_after_fork(void);
 
 /* ---- crypto.c ---- */
 
-bool p11_crypto_load(void); /* whether libcrypto is there; any thread, without the lock or with it */
-/* `digest`: the message is one. */
-bool p11_verify(enum p11_algorithm algorithm, const uint8_t *public_key, const uint8_t *message, size_t len,
-                bool digest, const uint8_t signature[P11_SIGNATURE]);
+bool p11_ssl_load(void); /* whether the system has OpenSSL 3 */
+/* Any thread, without the lock, after p11_ssl_load. `digest`: the message is one. */
+bool p11_verify(const struct p11_key *whose, const uint8_t *message, size_t len, bool digest,
+                const uint8_t signature[P11_SIGNATURE]);
 
 /* ---- session.c ---- */
 
 struct p11_operation {
-    bool active, parted, busy; /* parted: C_SignUpdate was called; busy: a call of it waits without the lock */
+    bool active, parted; /* parted: C_SignUpdate was called */
     CK_MECHANISM_TYPE mechanism;
     unsigned key;
     uint8_t *data; /* of the parts */
@@ -192,56 +205,29 @@ struct p11_operation {
 };
 enum { P11_SIGN, P11_VERIFY, P11_OPERATIONS };
 struct p11_session {
-    CK_SESSION_HANDLE handle; /* 0: closed */
+    CK_SESSION_HANDLE handle;
     CK_SLOT_ID slot;
     CK_FLAGS flags;
-    bool finding;
-    CK_ATTRIBUTE *wanted;
+    CK_ATTRIBUTE *wanted; /* C_FindObjectsInit was called */
     CK_ULONG wanted_count, find_next;
     struct p11_operation operations[P11_OPERATIONS];
 };
 
-extern bool p11_initialized;
-/* Take the lock. Anything but CKR_OK: it was not taken. */
-CK_RV p11_enter(void);
-CK_RV p11_enter_session(CK_SESSION_HANDLE handle, struct p11_session **session);
-/* At the begin of a call: declares `session` and `rv`. */
-#define P11_ENTER(handle)                                                                                              \
-    struct p11_session *session;                                                                                       \
-    CK_RV rv = p11_enter_session(handle, &session);                                                                    \
-    if (rv != CKR_OK) {                                                                                                \
-        return rv;                                                                                                     \
-    }
-/* Give it up, and pass a result on. */
-CK_RV p11_leave(CK_RV rv);
-/* The same session after the lock was given up; NULL: it was closed. */
-struct p11_session *p11_session_again(CK_SESSION_HANDLE handle);
+struct p11_session *p11_session(CK_SESSION_HANDLE handle); /* NULL: there is none */
 void p11_operation_end(struct p11_operation *operation);
 void p11_sessions_count(CK_SLOT_ID slot, CK_ULONG *all, CK_ULONG *writing);
 void p11_sessions_free(void);
 
-/* What module.c puts into the function lists. */
-CK_RV p11_OpenSession(CK_SLOT_ID slot, CK_FLAGS flags, void *application, CK_NOTIFY notify, CK_SESSION_HANDLE *handle);
-CK_RV p11_CloseSession(CK_SESSION_HANDLE handle);
-CK_RV p11_CloseAllSessions(CK_SLOT_ID slot);
-CK_RV p11_GetSessionInfo(CK_SESSION_HANDLE handle, CK_SESSION_INFO *info);
-CK_RV p11_Login(CK_SESSION_HANDLE handle, CK_USER_TYPE user, CK_BYTE *pin, CK_ULONG pin_len);
-CK_RV p11_Logout(CK_SESSION_HANDLE handle);
-CK_RV p11_FindObjectsInit(CK_SESSION_HANDLE handle, CK_ATTRIBUTE *wanted, CK_ULONG count);
-CK_RV p11_FindObjects(CK_SESSION_HANDLE handle, CK_OBJECT_HANDLE *found, CK_ULONG most, CK_ULONG *count);
-CK_RV p11_FindObjectsFinal(CK_SESSION_HANDLE handle);
-CK_RV p11_GetAttributeValue(CK_SESSION_HANDLE handle, CK_OBJECT_HANDLE object, CK_ATTRIBUTE *wanted, CK_ULONG count);
-CK_RV p11_GenerateRandom(CK_SESSION_HANDLE handle, CK_BYTE *data, CK_ULONG len);
-CK_RV p11_SeedRandom(CK_SESSION_HANDLE handle, CK_BYTE *seed, CK_ULONG len);
-CK_RV p11_SessionCancel(CK_SESSION_HANDLE handle, CK_FLAGS flags);
-CK_RV p11_SignInit(CK_SESSION_HANDLE handle, CK_MECHANISM *mechanism, CK_OBJECT_HANDLE key);
-CK_RV p11_Sign(CK_SESSION_HANDLE handle, CK_BYTE *data, CK_ULONG len, CK_BYTE *signature, CK_ULONG *signature_len);
-CK_RV p11_SignUpdate(CK_SESSION_HANDLE handle, CK_BYTE *part, CK_ULONG len);
-CK_RV p11_SignFinal(CK_SESSION_HANDLE handle, CK_BYTE *signature, CK_ULONG *signature_len);
-CK_RV p11_VerifyInit(CK_SESSION_HANDLE handle, CK_MECHANISM *mechanism, CK_OBJECT_HANDLE key);
-CK_RV p11_Verify(CK_SESSION_HANDLE handle, CK_BYTE *data, CK_ULONG len, CK_BYTE *signature, CK_ULONG signature_len);
-CK_RV p11_VerifyUpdate(CK_SESSION_HANDLE handle, CK_BYTE *part, CK_ULONG len);
-CK_RV p11_VerifyFinal(CK_SESSION_HANDLE handle, CK_BYTE *signature, CK_ULONG signature_len);
+/* ---- C_*: p11_C_*, called by module.c with the lock, a slot or a session that there is. One that is not defined is not
+ * supported. ---- */
+
+#define P11_LEFT ((CK_RV)1 << 62) /* in their results: the lock was given up */
+/* Give up the lock, unless it was, and return the result. */
+CK_RV p11_leave(CK_RV rv);
+
+#define FUNCTION(version, scope, make, name, parameters, arguments) CK_RV p11_##name parameters __attribute__((weak));
+#include "functions.def"
+#undef FUNCTION
 
 #pragma GCC visibility pop
 

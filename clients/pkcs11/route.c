@@ -24,48 +24,63 @@ static int64_t doubled(int64_t first) {
     return first << (p11_route.rounds < MOST_DOUBLINGS ? p11_route.rounds : MOST_DOUBLINGS);
 }
 
-static int64_t least(int64_t one, int64_t other) {
-    return one < other ? one : other;
-}
-
 int64_t p11_route_try(void) {
-    return p11_config.count > 1 ? least(p11_config.timeout, doubled(FIRST_TRY)) : p11_config.timeout;
+    return p11_config.count > 1 ? p11_least(p11_config.timeout, doubled(FIRST_TRY)) : p11_config.timeout;
 }
 
-void p11_route_begin(void) {
+static void begin(void) {
     p11_route.tried = 0;
     p11_route.rounds = 0;
 }
 
-/* `first`: the addresses to prefer, a bit for each. */
+static uint32_t bit(unsigned at) {
+    return UINT32_C(1) << at;
+}
+
+static uint32_t all(void) {
+    return UINT32_MAX >> (P11_ADDRESSES - p11_config.count);
+}
+
+/* Go on to another address, if there is one. `first`: those to prefer, a bit for each. `refused`: this one's gateway has
+ * said that it does not want us. */
 static void next(uint32_t first, bool refused) {
     unsigned count = p11_config.count;
     unsigned at = p11_route.at;
-    uint32_t all = count == P11_ADDRESSES ? UINT32_MAX : (UINT32_C(1) << count) - 1;
-    uint32_t others = count == 1 ? 1 : all & ~(UINT32_C(1) << at);
-    p11_route.tried |= UINT32_C(1) << at;
+    uint32_t others = count == 1 ? 1 : all() & ~bit(at);
+    p11_route.tried |= bit(at);
     uint32_t left = others & ~p11_route.tried;
+    int64_t pause = FIRST_PAUSE;
     if (left == 0) {
         p11_route.tried = 0;
         left = others;
         bool near = count == 1 && !refused && strncmp(p11_config.addresses[0], "unix:", 5) == 0;
-        bool heard = count > 1 && p11_route.silent != all;
-        int64_t longest = heard ? SEEKING_PAUSE : FAR_PAUSE;
-        longest = near ? NEAR_PAUSE : longest;
-        p11_route.not_before = p11_now() + p11_jittered(least(longest, doubled(FIRST_PAUSE)));
+        bool heard = count > 1 && p11_route.silent != all();
+        pause = p11_least(near ? NEAR_PAUSE : heard ? SEEKING_PAUSE : FAR_PAUSE, doubled(FIRST_PAUSE));
         p11_route.rounds++;
-    } else {
-        p11_route.not_before = p11_now() + p11_jittered(FIRST_PAUSE);
     }
+    p11_route.not_before = p11_now() + p11_jittered(pause);
     left = (left & first) != 0 ? left & first : left;
     do {
         at = at + 1 < count ? at + 1 : 0;
-    } while ((left >> at & 1) == 0);
+    } while ((left & bit(at)) == 0);
     p11_route.at = at;
 }
 
-void p11_route_next(bool refused) {
-    next(0, refused);
+bool p11_route_gone(unsigned at, enum p11_ended how, bool was_up, bool was_useful) {
+    p11_route.silent = was_up ? p11_route.silent & ~bit(at) : p11_route.silent | bit(at);
+    p11_route.final &= was_up ? 0 : ~bit(at);
+    p11_route.final |= how == P11_FINAL ? bit(at) : 0;
+    if (was_useful && !p11_route.seeking) {
+        begin();
+    }
+    if (how == P11_BROKE) {
+        p11_route.not_before = 0;
+    } else if (at == p11_route.at) {
+        next(0, how >= P11_REFUSED);
+    }
+    bool hopeless = p11_route.final == all();
+    p11_route.final = hopeless ? 0 : p11_route.final;
+    return hopeless;
 }
 
 /* A host's name in the fleet is the host of an address or its first label, or the name of a socket's folder or file. */
@@ -95,11 +110,11 @@ bool p11_route_turned_away(const char *holder) {
         return false;
     }
     for (unsigned i = 0; *holder != '\0' && i < p11_config.count; i++) {
-        named |= is_named(p11_config.addresses[i], holder) ? UINT32_C(1) << i : 0;
+        named |= is_named(p11_config.addresses[i], holder) ? bit(i) : 0;
     }
-    if (named != UINT32_C(1) << p11_route.at) { /* else it is the holder, and not sure of it */
+    if (named != bit(p11_route.at)) { /* else it is the holder, and not sure of it */
         if (!p11_route.seeking) {
-            p11_route_begin();
+            begin();
         }
         p11_route.seeking = true;
         next(named, true);

@@ -1,9 +1,6 @@
-/* Bytes to one gateway. libssl is opened when a tls: address is used first; it has a library context of its own, so that
- * providers which the application configured (one may be this module) have no part in it. */
+/* Bytes to one gateway. */
 #include <arpa/inet.h>
-#include <dlfcn.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -14,45 +11,10 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include <openssl/err.h>
-#include <openssl/ssl.h>
-
+#include "openssl.h"
 #include "p11.h"
 
 enum { UNHEARD_MS = 20000 };
-
-// clang-format off: several names in a line
-#define FUNCTIONS(X) \
-    X(OSSL_LIB_CTX_new) X(TLS_client_method) X(SSL_CTX_new_ex) X(SSL_CTX_free) X(SSL_CTX_ctrl) X(SSL_CTX_set_verify) \
-    X(SSL_CTX_load_verify_locations) X(SSL_CTX_use_certificate_chain_file) X(SSL_CTX_use_PrivateKey_file) \
-    X(SSL_CTX_set_alpn_protos) X(SSL_new) X(SSL_free) X(SSL_ctrl) X(SSL_set1_host) X(SSL_set_fd) X(SSL_connect) \
-    X(SSL_read) X(SSL_write) X(SSL_get_error) X(SSL_get0_param) X(X509_VERIFY_PARAM_set1_ip_asc) X(ERR_get_error) \
-    X(ERR_error_string_n) X(ERR_clear_error)
-// clang-format on
-
-static struct {
-// NOLINTNEXTLINE(bugprone-macro-parentheses): a declaration
-#define X(name) __typeof__(name) *name;
-    FUNCTIONS(X)
-#undef X
-    OSSL_LIB_CTX *context;
-} tls;
-
-static bool load(void) {
-    void *library = tls.context != NULL ? NULL : dlopen("libssl.so.3", RTLD_NOW | RTLD_LOCAL);
-    if (library == NULL) {
-        return tls.context != NULL;
-    }
-#define X(name)                                                                                                        \
-    *(void **)&tls.name = dlsym(library, #name);                                                                       \
-    if (tls.name == NULL) {                                                                                            \
-        return false;                                                                                                  \
-    }
-    FUNCTIONS(X)
-#undef X
-    tls.context = tls.OSSL_LIB_CTX_new();
-    return tls.context != NULL;
-}
 
 static enum p11_progress broken(struct p11_stream *stream, const char *why) {
     if (stream->why[0] == '\0') {
@@ -61,51 +23,67 @@ static enum p11_progress broken(struct p11_stream *stream, const char *why) {
     return P11_BROKEN;
 }
 
+/* Another try would break in the same way. */
+static void unusable(struct p11_stream *stream, const char *why) {
+    (void)broken(stream, why);
+    stream->final = true;
+}
+
 static enum p11_progress broken_tls(struct p11_stream *stream, const char *what) {
     char text[120] = "";
-    unsigned long error = tls.ERR_get_error();
+    unsigned long error = p11_ssl.ERR_get_error();
+    int alert = ERR_GET_REASON(error) - SSL_AD_REASON_OFFSET;
     if (error != 0) {
-        tls.ERR_error_string_n(error, text, sizeof text);
+        p11_ssl.ERR_error_string_n(error, text, sizeof text);
     }
-    tls.ERR_clear_error();
+    p11_ssl.ERR_clear_error();
     (void)snprintf(stream->why, sizeof stream->why, "%s %s", what, text);
+    /* One end does not trust the certificate of the other. */
+    stream->final = (alert >= SSL_AD_BAD_CERTIFICATE && alert <= SSL_AD_ACCESS_DENIED) ||
+                    alert == TLS13_AD_CERTIFICATE_REQUIRED || p11_ssl.SSL_get_verify_result(stream->ssl) != X509_V_OK;
     return P11_BROKEN;
 }
 
-static bool begin_tls(struct p11_stream *stream, const char *host) {
+/* NULL: the files of the setting cannot be used. */
+static SSL *new_ssl(void) {
     static const unsigned char protocol[] = "\x0ehsmcore-wire/1";
-    const struct p11_config *config = &p11_config;
-    if (!load()) {
-        return broken(stream, "libssl.so.3 cannot be loaded: install OpenSSL 3"), false;
-    }
-    if (config->tls_ca == NULL) {
-        return broken(stream, "a tls: address needs the setting tls = certificate,key,authorities"), false;
-    }
-    SSL_CTX *context = tls.SSL_CTX_new_ex(tls.context, NULL, tls.TLS_client_method());
+    SSL_CTX *context = p11_ssl.SSL_CTX_new_ex(p11_ssl.context, NULL, p11_ssl.TLS_client_method());
     if (context == NULL) {
-        return broken_tls(stream, "no memory"), false;
+        return NULL;
     }
-    tls.SSL_CTX_set_verify(context, SSL_VERIFY_PEER, NULL);
-    bool good = tls.SSL_CTX_ctrl(context, SSL_CTRL_SET_MIN_PROTO_VERSION, TLS1_3_VERSION, NULL) == 1 &&
-                tls.SSL_CTX_load_verify_locations(context, config->tls_ca, NULL) == 1 &&
-                tls.SSL_CTX_use_certificate_chain_file(context, config->tls_cert) == 1 &&
-                tls.SSL_CTX_use_PrivateKey_file(context, config->tls_key, SSL_FILETYPE_PEM) == 1 &&
-                tls.SSL_CTX_set_alpn_protos(context, protocol, sizeof protocol - 1) == 0;
-    stream->ssl = good ? tls.SSL_new(context) : NULL;
-    tls.SSL_CTX_free(context);
-    if (stream->ssl == NULL) {
-        return broken_tls(stream, "the files of the setting tls cannot be used:"), false;
-    }
-    char *name = config->tls_name != NULL ? config->tls_name : (char *)(uintptr_t)host;
+    p11_ssl.SSL_CTX_set_verify(context, SSL_VERIFY_PEER, NULL);
+    bool good = p11_ssl.SSL_CTX_ctrl(context, SSL_CTRL_SET_MIN_PROTO_VERSION, TLS1_3_VERSION, NULL) == 1 &&
+                p11_ssl.SSL_CTX_load_verify_locations(context, p11_config.tls_ca, NULL) == 1 &&
+                p11_ssl.SSL_CTX_use_certificate_chain_file(context, p11_config.tls_cert) == 1 &&
+                p11_ssl.SSL_CTX_use_PrivateKey_file(context, p11_config.tls_key, SSL_FILETYPE_PEM) == 1 &&
+                p11_ssl.SSL_CTX_set_alpn_protos(context, protocol, sizeof protocol - 1) == 0;
+    SSL *made = good ? p11_ssl.SSL_new(context) : NULL;
+    p11_ssl.SSL_CTX_free(context);
+    return made;
+}
+
+static void begin_tls(struct p11_stream *stream, char *host) {
+    char *name = p11_config.tls_name != NULL ? p11_config.tls_name : host;
     uint8_t address[16];
-    tls.SSL_ctrl(stream->ssl, SSL_CTRL_MODE, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER, NULL);
-    if (inet_pton(AF_INET, name, address) == 1 || inet_pton(AF_INET6, name, address) == 1) {
-        good = tls.X509_VERIFY_PARAM_set1_ip_asc(tls.SSL_get0_param(stream->ssl), name) == 1;
+    if (!p11_ssl_load()) {
+        unusable(stream, "libssl.so.3 cannot be loaded: install OpenSSL 3");
+    } else if (p11_config.tls_ca == NULL) {
+        unusable(stream, "a tls: address needs the setting tls = certificate,key,authorities");
+    } else if ((stream->ssl = new_ssl()) == NULL) {
+        unusable(stream, "the files of the setting tls cannot be used");
+        p11_ssl.ERR_clear_error();
     } else {
-        good = tls.SSL_set1_host(stream->ssl, name) == 1 &&
-               tls.SSL_ctrl(stream->ssl, SSL_CTRL_SET_TLSEXT_HOSTNAME, TLSEXT_NAMETYPE_host_name, name) == 1;
+        long mode = SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER;
+        p11_ssl.SSL_ctrl(stream->ssl, SSL_CTRL_MODE, mode, NULL);
+        bool is_ip = inet_pton(AF_INET, name, address) == 1 || inet_pton(AF_INET6, name, address) == 1;
+        bool good =
+            is_ip ? p11_ssl.X509_VERIFY_PARAM_set1_ip_asc(p11_ssl.SSL_get0_param(stream->ssl), name) == 1
+                  : p11_ssl.SSL_set1_host(stream->ssl, name) == 1 &&
+                        p11_ssl.SSL_ctrl(stream->ssl, SSL_CTRL_SET_TLSEXT_HOSTNAME, TLSEXT_NAMETYPE_host_name, name);
+        if (!good || p11_ssl.SSL_set_fd(stream->ssl, stream->fd) != 1) {
+            (void)broken_tls(stream, "TLS:");
+        }
     }
-    return good && tls.SSL_set_fd(stream->ssl, stream->fd) == 1 ? true : (broken_tls(stream, "TLS:"), false);
 }
 
 static void dial(struct p11_stream *stream, const struct sockaddr *address, socklen_t len) {
@@ -120,14 +98,10 @@ static void dial(struct p11_stream *stream, const struct sockaddr *address, sock
 static void dial_tcp(struct p11_stream *stream, const char *address) {
     char host[256];
     const char *port = strrchr(address, ':');
-    size_t len = (size_t)(port - address - 4);
-    const char *begin = address + 4;
-    if (len > 1 && begin[0] == '[' && begin[len - 1] == ']') {
-        begin++;
-        len -= 2;
-    }
-    if (snprintf(host, sizeof host, "%.*s", (int)len, begin) >= (int)sizeof host) {
-        (void)broken(stream, "the host's name is too long");
+    bool bare = address[4] == '[' && port[-1] == ']';
+    int len = (int)(port - address) - (bare ? 6 : 4);
+    if (snprintf(host, sizeof host, "%.*s", len, address + (bare ? 5 : 4)) >= (int)sizeof host) {
+        unusable(stream, "the host's name is too long");
         return;
     }
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV};
@@ -146,22 +120,20 @@ static void dial_tcp(struct p11_stream *stream, const char *address) {
         int unheard = UNHEARD_MS;
         (void)setsockopt(stream->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
         (void)setsockopt(stream->fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &unheard, sizeof unheard);
-        (void)begin_tls(stream, host);
+        begin_tls(stream, host);
     }
 }
 
 void p11_stream_open(struct p11_stream *stream, const char *address) {
     *stream = (struct p11_stream){.fd = -1, .connecting = true};
+    struct sockaddr_un path = {.sun_family = AF_UNIX};
     if (strncmp(address, "tls:", 4) == 0) {
         dial_tcp(stream, address);
-        return;
+    } else if (snprintf(path.sun_path, sizeof path.sun_path, "%s", address + 5) >= (int)sizeof path.sun_path) {
+        unusable(stream, "the socket's path is too long");
+    } else {
+        dial(stream, (const struct sockaddr *)&path, sizeof path);
     }
-    struct sockaddr_un path = {.sun_family = AF_UNIX};
-    if (snprintf(path.sun_path, sizeof path.sun_path, "%s", address + 5) >= (int)sizeof path.sun_path) {
-        (void)broken(stream, "the socket's path is too long");
-        return;
-    }
-    dial(stream, (const struct sockaddr *)&path, sizeof path);
 }
 
 /* libssl writes with write(2): a peer that is gone must not end the application. A SIGPIPE that was pending stays. */
@@ -184,23 +156,23 @@ static int quietly(struct p11_stream *stream, int (*call)(struct p11_stream *, v
 
 static int shake(struct p11_stream *stream, void *data, int size) {
     (void)data, (void)size;
-    return tls.SSL_connect(stream->ssl);
+    return p11_ssl.SSL_connect(stream->ssl);
 }
 
 static int get(struct p11_stream *stream, void *data, int size) {
-    return tls.SSL_read(stream->ssl, data, size);
+    return p11_ssl.SSL_read(stream->ssl, data, size);
 }
 
 static int put(struct p11_stream *stream, void *data, int size) {
-    return tls.SSL_write(stream->ssl, data, size);
+    return p11_ssl.SSL_write(stream->ssl, data, size);
 }
 
 static enum p11_progress by_tls(struct p11_stream *stream, int (*call)(struct p11_stream *, void *, int), void *data,
                                 size_t *size) {
-    tls.ERR_clear_error();
+    p11_ssl.ERR_clear_error();
     int made = quietly(stream, call, data, (int)(*size < INT32_MAX ? *size : INT32_MAX));
     *size = made > 0 ? (size_t)made : 0;
-    int error = made > 0 ? SSL_ERROR_NONE : tls.SSL_get_error(stream->ssl, made);
+    int error = made > 0 ? SSL_ERROR_NONE : p11_ssl.SSL_get_error(stream->ssl, made);
     switch (error) {
     case SSL_ERROR_NONE:
         return P11_DONE;
@@ -232,34 +204,29 @@ enum p11_progress p11_stream_connect(struct p11_stream *stream) {
     return stream->ssl == NULL ? P11_DONE : by_tls(stream, shake, NULL, &nothing);
 }
 
-enum p11_progress p11_stream_read(struct p11_stream *stream, uint8_t *data, size_t *size) {
-    if (stream->ssl != NULL) {
-        return by_tls(stream, get, data, size);
-    }
-    ssize_t made = recv(stream->fd, data, *size, 0);
+/* What a call of the socket came to. */
+static enum p11_progress by_socket(struct p11_stream *stream, ssize_t made, enum p11_progress wants, size_t *size) {
     *size = made > 0 ? (size_t)made : 0;
     if (made < 0 && (errno == EAGAIN || errno == EINTR)) {
-        return P11_WANTS_READ;
+        return wants;
     }
     return made > 0 ? P11_DONE
                     : broken(stream, made == 0 ? "the gateway closed the connection" : strerrordesc_np(errno));
 }
 
+enum p11_progress p11_stream_read(struct p11_stream *stream, uint8_t *data, size_t *size) {
+    return stream->ssl != NULL ? by_tls(stream, get, data, size)
+                               : by_socket(stream, recv(stream->fd, data, *size, 0), P11_WANTS_READ, size);
+}
+
 enum p11_progress p11_stream_write(struct p11_stream *stream, const uint8_t *data, size_t *size) {
-    if (stream->ssl != NULL) {
-        return by_tls(stream, put, (void *)(uintptr_t)data, size);
-    }
-    ssize_t made = send(stream->fd, data, *size, MSG_NOSIGNAL);
-    *size = made > 0 ? (size_t)made : 0;
-    if (made < 0 && (errno == EAGAIN || errno == EINTR)) {
-        return P11_WANTS_WRITE;
-    }
-    return made >= 0 ? P11_DONE : broken(stream, strerrordesc_np(errno));
+    return stream->ssl != NULL ? by_tls(stream, put, (void *)(uintptr_t)data, size)
+                               : by_socket(stream, send(stream->fd, data, *size, MSG_NOSIGNAL), P11_WANTS_WRITE, size);
 }
 
 void p11_stream_close(struct p11_stream *stream, bool inherited) {
     if (stream->ssl != NULL && !inherited) { /* what libssl has is left alone in a child: its locks may be held */
-        tls.SSL_free(stream->ssl);
+        p11_ssl.SSL_free(stream->ssl);
     }
     if (stream->fd >= 0) {
         (void)close(stream->fd);

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from hsmcore.audit.record import traced
 from hsmcore.errors import HsmError
+from hsmcore.errors.batch import batch_of
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer, TracerProvider
@@ -98,7 +99,7 @@ class _Spans:
 
     async def sign_many(self, messages: Any, *arguments: Any, **options: Any) -> Any:
         """As KeyManager.sign_many."""
-        messages = list(messages)
+        messages = batch_of(messages)
 
         async def work(span: Span) -> Any:
             span.set_attribute("hsmcore.messages", len(messages))

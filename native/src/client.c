@@ -8,6 +8,12 @@
 /* A batch is published in groups of this size, so that workers start while the rest is being copied. */
 #define BATCH_GROUP 32U
 
+/* Coalescing times after which the timer wakes the client if the workers have not. */
+#define ALARM_FACTOR 4U
+
+/* Requests wait for workers that are about to end rather than wake others, for this part of what a signature takes. */
+#define A_PART 16U
+
 /* A suspect that has been with a worker for so long is no longer awaited: it hangs, or was put aside. */
 #define TRIAL_NS UINT64_C(1000000000)
 
@@ -83,6 +89,18 @@ void hsm_client_wake_fds(const hsm_client *client, int *event_fd, int *timer_fd)
     *timer_fd = client->timer_fd;
 }
 
+void hsm_set_alarm(hsm_area *area, int timer_fd) {
+    /* Read the clock after what waits was published: a thread that was preempted in between would otherwise trust an
+     * alarm that has gone off already. */
+    uint64_t now = hsm_now_ns();
+    uint64_t at = atomic_load_explicit(&area->shared->alarm_at_ns, memory_order_relaxed);
+    uint64_t pause = area->coalesce_ns * ALARM_FACTOR;
+    if (now >= at && atomic_compare_exchange_strong(&area->shared->alarm_at_ns, &at, now + pause)) {
+        struct itimerspec when = {.it_value = hsm_timespec(pause)};
+        (void)timerfd_settime(timer_fd, 0, &when, NULL);
+    }
+}
+
 /* Note when the client began to take completions: workers judge by it whether a wake is worth it. */
 static void begin_taking(hsm_client *client) {
     hsm_shared *shared = client->area->shared;
@@ -101,13 +119,16 @@ void hsm_client_wake_clear(hsm_client *client) {
     begin_taking(client);
     if (was != HSM_NOTIFY_FIRED) {
         /* No worker woke us, so the timer did. Disarmed and not read: the host has the descriptor too, and could make a
-         * read block. The next worker arms it again. */
+         * read block. The next one to need it arms it again. */
         const struct itimerspec never = {.it_value = {0}};
         (void)timerfd_settime(client->timer_fd, 0, &never, NULL);
         atomic_store(&client->area->shared->alarm_at_ns, 0);
     }
     /* A completion published before a worker saw IDLE, or trusted an alarm, must be seen by the drain that follows. */
     atomic_thread_fence(memory_order_seq_cst);
+    if (was != HSM_NOTIFY_FIRED) { /* no worker came for what was left to the next one */
+        hsm_area_unpark(client->area, hsm_area_queued(client->area));
+    }
 }
 
 int hsm_client_catch_up(hsm_client *client) {
@@ -136,6 +157,28 @@ void hsm_client_note_held(hsm_client *client, uint32_t held) {
     note_open(client, change);
 }
 
+/* Of the `count` requests published last, those that are left to workers that do not sleep: of so many one ends after the
+ * other, takes what it finds, and need not sleep first. Should none end, the alarm has the client wake another. */
+static uint64_t left_to_busy(const hsm_client *client, uint64_t count) {
+    hsm_area *area = client->area;
+    uint64_t busy = client->workers;
+    if (busy < A_PART || area->coalesce_ns == 0) {
+        return 0;
+    }
+    for (uint32_t word = 0; word * 64U < area->max_workers; word++) {
+        uint64_t sleeping = atomic_load_explicit(&area->shared->parked[word], memory_order_relaxed);
+        busy -= (uint64_t)__builtin_popcountll(sleeping);
+    }
+    uint64_t queued = hsm_area_queued(area);
+    uint64_t ahead = queued > count ? queued - count : 0;
+    uint64_t left = busy <= client->workers ? busy / A_PART : 0; /* the area may be shared with a process that lies */
+    left = left > ahead ? left - ahead : 0;
+    if (left != 0) {
+        hsm_set_alarm(area, client->timer_fd);
+    }
+    return left < count ? left : count;
+}
+
 void hsm_client_publish(hsm_client *client) {
     hsm_area *area = client->area;
     uint64_t count = client->tail - client->published;
@@ -147,6 +190,7 @@ void hsm_client_publish(hsm_client *client) {
     atomic_thread_fence(memory_order_seq_cst);
     /* A polling worker will find one of them without a system call. */
     count -= atomic_load_explicit(&area->shared->spinning, memory_order_relaxed) != 0 ? 1U : 0U;
+    count -= left_to_busy(client, count);
     if (count > 0) {
         hsm_area_unpark(area, count);
     }

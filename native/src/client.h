@@ -16,6 +16,7 @@ struct hsm_client {
     uint32_t free_count;
     uint32_t open; /* slots in use, and held answers */
     uint32_t held;
+    uint32_t workers;     /* that serve it; 0: not known */
     uint64_t tail;        /* of the request ring; only this thread moves it */
     uint64_t published;   /* the tail that workers can see */
     uint64_t head;        /* of the completion ring */
@@ -50,6 +51,9 @@ void hsm_client_restore(hsm_client *client, uint32_t slot, uint32_t key, const u
 void hsm_client_note_held(hsm_client *client, uint32_t held);
 /* How the attempt that failed last did, of the request in a slot: it may be under way. HSM_OK: none has failed. */
 hsm_status hsm_client_failed(const hsm_client *client, uint32_t slot);
+/* Have the timer wake the client if nothing else has. Arming it costs far more than reading the clock, hence not for
+ * each request or group of completions. Any thread, also a worker's. */
+void hsm_set_alarm(hsm_area *area, int timer_fd);
 /* Let workers see what was queued, and wake as many as there is work for. While there are suspects: nothing. */
 void hsm_client_publish(hsm_client *client);
 /* Show the workers the first suspect, and nothing else. */

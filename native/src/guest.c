@@ -97,7 +97,8 @@ uint64_t hsm_guest_begin(hsm_guest *guest, uint32_t runner, uint32_t *key) {
             guest->slots[runner] = index;
             atomic_store_explicit(&hsm_area_worker(guest->area, runner)->call_started_ns, now, memory_order_relaxed);
             *key = slot->key;
-            return hsm_table_number(guest->table, guest->table->places[index].owner);
+            uint32_t owner = guest->table->places[index].owner;
+            return hsm_table_number(&guest->table->all[owner], owner);
         }
         hsm_area_answer(guest->area, runner, index, &(hsm_ending){.status = status, .begun_ns = now, .ended_ns = now});
     }

@@ -102,7 +102,7 @@ const hsm_ladder_limits hsm_limits = {
     .time = 500 * MS,
     .relief = 16 * MS,
     .step = 20 * MS,
-    .silence = 50 * MS,
+    .silence = 40 * MS,
     .shares = 32,
     .most_shared = 16000 * MS,
 };

@@ -78,7 +78,7 @@ typedef struct hsm_ladder_limits {
     uint64_t time;        /* that a request without a deadline has on the ladder */
     uint64_t relief;      /* pause of a worker that puts a request aside while no session signs: the module is busy */
     uint64_t step;        /* the longest step of the wait for a rung's turn */
-    uint64_t silence;     /* a token that signs nothing for so long is down: a heal that failed has been repeated */
+    uint64_t silence;     /* a token that signs nothing for so long is down: heal and reinit were tried twice */
     uint64_t shares;      /* a token that stays away costs the engines that its reinits stop one part in so many of
                              their time, */
     uint64_t most_shared; /* or more of it, where that would take a longer pause than this */

@@ -35,4 +35,13 @@ static inline void hsm_list_drop(hsm_link *links, hsm_list *list, uint32_t numbe
     list->count--;
 }
 
+/* Take the first number out of a list that has one. */
+static inline uint32_t hsm_list_pop(hsm_link *links, hsm_list *list) {
+    uint32_t first = list->first;
+    list->first = links[first].next;
+    *(list->first != HSM_NONE ? &links[list->first].previous : &list->last) = HSM_NONE;
+    list->count--;
+    return first;
+}
+
 #endif

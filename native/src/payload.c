@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "transaction.h"
+#include "utf8.h"
 
 #define OFF_CHAIN_PREFIX "\xffsolana offchain"
 #define OWN_PREFIX "\xffhsmcore"
@@ -23,35 +24,6 @@ static bool begins(const uint8_t *message, size_t size, const char *prefix, size
 }
 
 #define BEGINS(message, size, prefix) begins(message, size, prefix, sizeof(prefix) - 1)
-
-static bool is_utf8(const uint8_t *text, size_t size) {
-    static const uint32_t least[] = {0, 0x80, 0x800, 0x10000};
-    for (size_t i = 0; i < size; i++) {
-        uint8_t lead = text[i];
-        if (lead < 0x80) {
-            continue;
-        }
-        if (lead < 0xc2 || lead > 0xf4) {
-            return false;
-        }
-        unsigned more = 1U + (lead >= 0xe0) + (lead >= 0xf0);
-        if (size - i <= more) {
-            return false;
-        }
-        uint32_t code = lead & (0x3fU >> more);
-        for (unsigned left = more; left > 0; left--) {
-            i++;
-            if ((text[i] & 0xc0U) != 0x80) {
-                return false;
-            }
-            code = code << 6 | (text[i] & 0x3fU);
-        }
-        if (code < least[more] || code > 0x10ffff || (code >= 0xd800 && code <= 0xdfff)) {
-            return false;
-        }
-    }
-    return true;
-}
 
 static bool is_printable(const uint8_t *text, size_t size) {
     for (size_t i = 0; i < size; i++) {

@@ -88,7 +88,7 @@ hsm_status hsm_requests_submit(hsm_requests *table, const hsm_ask *ask, hsm_answ
     if (fits != HSM_OK) {
         return fits;
     }
-    if (hsm_requests_room(table) == 0) {
+    if (table->free.count == 0 && !hsm_table_grow(table)) {
         return HSM_OUT_OF_MEMORY;
     }
     uint32_t index = table->free.first;
@@ -109,14 +109,16 @@ hsm_status hsm_requests_submit(hsm_requests *table, const hsm_ask *ask, hsm_answ
         return HSM_QUEUE_FULL;
     }
     uint64_t now = hsm_now_ns();
-    hsm_list_drop(table->links, &table->free, index);
+    (void)hsm_list_pop(table->links, &table->free);
     hsm_request_becomes(r, HSM_REQUEST_GIVEN);
-    r->deadline_ns = ask->timeout_ns <= UINT64_MAX - now ? now + ask->timeout_ns : UINT64_MAX;
+    if (__builtin_add_overflow(now, ask->timeout_ns, &r->deadline_ns)) {
+        r->deadline_ns = UINT64_MAX;
+    }
     r->message = ask->message;
     r->message_len = ask->message_len;
     r->prehashed = prehashed;
     r->slot = HSM_NONE;
-    r->answer = (hsm_answer){.request = hsm_table_number(table, index),
+    r->answer = (hsm_answer){.request = hsm_table_number(r, index),
                              .tag = ask->tag,
                              .key = ask->key,
                              .slot = HSM_NONE,
@@ -146,7 +148,7 @@ static bool refill(hsm_requests *table) {
         uint64_t entry = 0;
         enum hsm_cache_result found = look_up(table, r->answer.key, r->message, r->message_len, r->prehashed,
                                               r->signature, &r->answer.signature_len, &leader, &entry);
-        hsm_list_drop(table->links, &table->queue, index);
+        (void)hsm_list_pop(table->links, &table->queue);
         hsm_request_becomes(r, HSM_REQUEST_GIVEN);
         proceed(table, index, found, leader, entry, now);
     }
@@ -237,12 +239,10 @@ static uint32_t take(hsm_requests *table) {
 /* The request to be answered next, in no list; HSM_NONE: there is none now. */
 static uint32_t next(hsm_requests *table) {
     for (;;) {
-        uint32_t index = table->ready.first;
-        if (index != HSM_NONE) {
-            hsm_list_drop(table->links, &table->ready, index);
-            return index;
+        if (table->ready.count != 0) {
+            return hsm_list_pop(table->links, &table->ready);
         }
-        index = take(table);
+        uint32_t index = take(table);
         if (index != HSM_NONE) {
             return index;
         }
@@ -281,9 +281,11 @@ int hsm_requests_next(hsm_requests *table, hsm_answer *answer) {
 void hsm_requests_end(hsm_requests *table, uint64_t request) {
     uint32_t index = hsm_table_find(table, request);
     if (index != HSM_NONE && table->all[index].state == HSM_REQUEST_GIVEN) {
+        hsm_request *r = &table->all[index];
         hsm_deadlines_drop(&table->deadlines, index);
-        table->all[index].generation += table->all[index].generation == UINT32_MAX ? 2U : 1U; /* no number is 0 */
-        hsm_table_move(table, index, HSM_REQUEST_FREE);
+        r->generation += r->generation == UINT32_MAX ? 2U : 1U; /* no number is 0 */
+        hsm_request_becomes(r, HSM_REQUEST_FREE);
+        hsm_list_push(table->links, &table->free, index, true); /* few requests that stay warm, not all in turn */
     }
 }
 

@@ -47,8 +47,6 @@ bool hsm_table_grow(hsm_requests *table) {
 
 static hsm_list *list_of(hsm_requests *table, const hsm_request *request) {
     switch (request->state) {
-    case HSM_REQUEST_FREE:
-        return &table->free;
     case HSM_REQUEST_QUEUED:
         return &table->queue;
     case HSM_REQUEST_FOLLOWING:
@@ -72,15 +70,15 @@ void hsm_table_move(hsm_requests *table, uint32_t index, enum hsm_request_state 
     }
     hsm_request_becomes(request, state);
     list = list_of(table, request);
-    if (list != NULL) { /* a free one goes first: few requests that stay warm, not all in turn */
-        hsm_list_push(table->links, list, index, state == HSM_REQUEST_FREE);
+    if (list != NULL) {
+        hsm_list_push(table->links, list, index, false);
     }
 }
 
 uint32_t hsm_table_find(const hsm_requests *table, uint64_t number) {
     uint32_t index = (uint32_t)number;
-    bool known = index < table->room && hsm_table_number(table, index) == number;
-    return known && table->all[index].state != HSM_REQUEST_FREE ? index : HSM_NONE;
+    const hsm_request *r = index < table->room ? &table->all[index] : NULL;
+    return r != NULL && hsm_table_number(r, index) == number && r->state != HSM_REQUEST_FREE ? index : HSM_NONE;
 }
 
 hsm_status hsm_requests_new(hsm_client *client, hsm_cache *cache, hsm_requests **out) {
@@ -184,6 +182,7 @@ int hsm_requests_cacheable(const hsm_requests *table, uint32_t key) {
 
 void hsm_requests_serve(hsm_requests *table, uint32_t workers) {
     table->admission.servers = workers;
+    table->client->workers = workers;
 }
 
 uint32_t hsm_requests_room(hsm_requests *table) {
@@ -193,6 +192,10 @@ uint32_t hsm_requests_room(hsm_requests *table) {
 int hsm_requests_starving(const hsm_requests *table, uint64_t waiting) {
     uint64_t left = (uint64_t)table->owed + table->queue.count;
     return table->held.count != 0 && left < table->admission.servers + waiting;
+}
+
+uint64_t hsm_requests_load(const hsm_requests *table) {
+    return (uint64_t)hsm_client_slots(table->client) - hsm_client_free_slots(table->client) + table->queue.count;
 }
 
 void hsm_requests_count(const hsm_requests *table, hsm_requests_counts *counts) {

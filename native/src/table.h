@@ -78,13 +78,13 @@ static inline void hsm_request_becomes(hsm_request *request, enum hsm_request_st
     request->state = (uint8_t)state;
 }
 
-/* Take a request out of its list and put it into the one that goes with `state`. */
+/* Take a request that is not free out of its list and put it into the one that goes with `state`, which is not FREE. */
 void hsm_table_move(hsm_requests *table, uint32_t index, enum hsm_request_state state);
 /* The index of a request by its number; HSM_NONE if it is over. */
 uint32_t hsm_table_find(const hsm_requests *table, uint64_t number);
 
-static inline uint64_t hsm_table_number(const hsm_requests *table, uint32_t index) {
-    return (uint64_t)table->all[index].generation << 32U | index;
+static inline uint64_t hsm_table_number(const hsm_request *request, uint32_t index) {
+    return (uint64_t)request->generation << 32U | index;
 }
 
 #endif

@@ -1,11 +1,6 @@
 /* When a worker wakes the client: for one completion at once, or for several together. */
 #include "engine.h"
 
-#include <sys/timerfd.h>
-
-/* Coalescing times after which the timer wakes the client if the workers have not. */
-#define ALARM_FACTOR 4U
-
 /* Whether another worker is about to complete a request too, so that one wake serves both. A worker that has been
  * inside for longer than a moment does not count: it hangs, or its module is slow. */
 static bool has_company(const hsm_worker *worker, uint64_t now) {
@@ -24,7 +19,7 @@ static bool has_company(const hsm_worker *worker, uint64_t now) {
  * takes, and only while a quarter of the workers could begin again: until those are busy, the client has time enough to
  * bring more. Its callers wait that part longer. */
 #define CROWD 64U
-#define SMALL_PART 32U
+#define SMALL_PART 8U
 
 static bool shares_wake(const hsm_worker *worker, uint64_t took, uint64_t now) {
     hsm_area *area = worker->engine->area;
@@ -59,19 +54,6 @@ static void fire(hsm_area *area, int event_fd, hsm_worker_record *record) {
     }
 }
 
-/* Arming a timer costs far more than reading the clock, hence not for each group of completions. */
-static void set_alarm(hsm_area *area, int timer_fd) {
-    /* Read the clock after the completion was published: a worker that was preempted in between would otherwise trust
-     * an alarm that has gone off already. */
-    uint64_t now = hsm_now_ns();
-    uint64_t at = atomic_load_explicit(&area->shared->alarm_at_ns, memory_order_relaxed);
-    uint64_t pause = area->coalesce_ns * ALARM_FACTOR;
-    if (now >= at && atomic_compare_exchange_strong(&area->shared->alarm_at_ns, &at, now + pause)) {
-        struct itimerspec when = {.it_value = hsm_timespec(pause)};
-        (void)timerfd_settime(timer_fd, 0, &when, NULL);
-    }
-}
-
 void hsm_notify(hsm_area *area, int event_fd, int timer_fd, bool urgent, uint64_t now, hsm_worker_record *record) {
     atomic_thread_fence(memory_order_seq_cst);
     if (atomic_load_explicit(&area->shared->notify, memory_order_relaxed) == HSM_NOTIFY_FIRED) {
@@ -82,6 +64,6 @@ void hsm_notify(hsm_area *area, int event_fd, int timer_fd, bool urgent, uint64_
                    now - since >= area->coalesce_ns)) {
         fire(area, event_fd, record);
     } else {
-        set_alarm(area, timer_fd);
+        hsm_set_alarm(area, timer_fd);
     }
 }

@@ -114,6 +114,7 @@ def test_a_failover_arrives_without_reloading_and_a_page_outlives_its_server(sce
     made.wait_for_selector("#members tr:has-text('primary') .tone:has-text('out')")
     made.wait_for_selector("#routing:has-text('Level secondary signs')")
     assert "look" in made.inner_text("#verdict")
+    assert ".;" not in made.inner_text("#members tr:has-text('primary')")
     running.site.kill(1)
     made.wait_for_selector("#verdict:has-text('Emergency key signs')")
     made.wait_for_selector("#alarm:has-text('signatures are left')")
@@ -125,6 +126,7 @@ def test_a_failover_arrives_without_reloading_and_a_page_outlives_its_server(sce
     running.site.revive(0)
     made.wait_for_selector("#events .tone:text-is('failback')")
     made.wait_for_selector("#members tr:has-text('primary') .tone:has-text('ready')")
+    made.wait_for_selector("#events li:has-text('member-up'):has-text('· after: ')")
     running.site.revive(1)
     made.allowed += ["ERR_", "Failed to load"]
     running.end_server()

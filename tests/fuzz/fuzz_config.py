@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.fuzz.engine import main
 
-from hsmcore.config.load import load_each
+from hsmcore.config.loading import load_each
 from hsmcore.errors import ConfigurationError
 
 SECRET = "zqSECRETzq"

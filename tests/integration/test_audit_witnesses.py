@@ -25,7 +25,7 @@ from hsmcore.audit.check.trust import Trust
 from hsmcore.audit.check.verify import verify
 from hsmcore.audit.layout import Layout
 from hsmcore.config import AuditSettings
-from hsmcore.config.load import load
+from hsmcore.config.loading import load
 from hsmcore.tlog.note import VerifierKey
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("terminal")]

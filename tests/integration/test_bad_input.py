@@ -321,6 +321,18 @@ async def test_what_is_no_message_costs_nothing(world, case, cache):
 
 
 @one_loop
+@pytest.mark.parametrize("batch", [b"abc", bytearray(b"abc"), memoryview(b"abc"), "abc", None, 7])
+async def test_one_message_is_no_batch(world, batch):
+    async with opened(world.config()) as manager:
+        with pytest.raises(InvalidMessageType, match=f"iterable of messages, not {type(batch).__name__}") as caught:
+            await manager.sign_many(batch)
+        assert "list of messages" in caught.value.hint
+        assert caught.value.index is None
+        assert counters(manager)["signatures"] == 0
+        assert len(await manager.sign_many(iter([b"abc", b"d"]))) == 2
+
+
+@one_loop
 async def test_a_view_that_was_released_is_no_message(world):
     view = memoryview(bytearray(b"gone"))
     view.release()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
 import os
 import signal
@@ -59,6 +60,11 @@ class Strict:
 
     def end(self, number: int, *, good: bool = True) -> None:
         self.checks.under_way[number].set_result(good)
+
+    async def recorded(self, message: bytes) -> list[tuple[str, str | None]]:
+        """Result and error of each record of a message, the oldest first."""
+        match = {"message_sha256": hashlib.sha256(message).hexdigest()}
+        return [(one["result"], one.get("error")) async for one in self.manager.audit.query(match=match)]
 
 
 @pytest.fixture(params=[False, True], ids=["not recorded", "recorded"])
@@ -130,6 +136,9 @@ async def test_each_has_its_own_deadline(begin):
         assert not patient.done()
         strict.end(0)
         assert await patient
+        if strict.manager.audit.journal is not None:  # it says what the callers were told
+            assert await strict.recorded(b"late") == [("ok", None), ("error", "DEADLINE_EXCEEDED")]
+            assert await strict.recorded(b"patient") == [("ok", None)]
 
 
 async def test_those_that_leave_take_no_check_from_those_that_come_next(begin):

@@ -103,7 +103,8 @@ async def test_a_host_that_the_database_forgot_is_none_that_another_process_spea
         shared.ask("DELETE FROM fleet_host")
         await until(lambda: shared.ask("SELECT name, instance FROM fleet_host WHERE state = 'holder'") != [])
         assert await a.sign(1) == ""
-        assert a.member.state == "holder"
+        await until(lambda: a.member.state == "holder")  # a renewal may be late
+        assert a.member.claims == 1
 
 
 async def test_a_row_that_is_not_understood_stops_a_host_only_as_long(shared):

@@ -133,6 +133,8 @@ async def test_an_empty_message_is_refused_in_the_same_words_everywhere(world, t
     ):
         told = []
         for one in (served.manager, km):
+            with pytest.raises(InvalidMessageType, match="not bytes"):
+                await one.sign_many(b"m")
             for work in (one.sign(b""), one.sign_many([b"m", b""]), one.sign_batched(b"")):
                 with pytest.raises(EmptyMessage) as refused:
                     await work

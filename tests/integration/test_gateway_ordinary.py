@@ -9,6 +9,8 @@ from tests.support.managers import until
 from tests.support.wire_site import many, sign, site
 
 from hsmcore.gateway import connection
+from hsmcore.gateway.versions import Versions
+from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import CLIENT_TYPES, Flag, Splitter, Type, frame
 
 pytestmark = pytest.mark.integration
@@ -97,3 +99,30 @@ async def test_the_same_bytes_have_the_same_answers(world, tmp_path, seed, monke
 def withdrawn(frames):
     """The numbers of CANCEL."""
     return {one.request for one in Splitter(CLIENT_TYPES).feed(b"".join(frames)) if one.type is Type.CANCEL}
+
+
+@pytest.mark.parametrize("ordinary", [True, False])
+@one_loop
+async def test_an_answer_that_cannot_be_made_is_an_error_and_the_others_are_sent(
+    world, tmp_path, ordinary, monkeypatch
+):
+    number, calls = Versions.number, []
+
+    def fails_once(versions, public_key):
+        calls.append(public_key)
+        if len(calls) == 2:
+            raise LookupError("injected")
+        return number(versions, public_key)
+
+    if not ordinary:
+        monkeypatch.setattr(connection, "intake_of", lambda *_: None)
+    async with site(world.config(maxCacheSize=0), tmp_path) as gateway, gateway.peer(bytes(16)) as peer:
+        with monkeypatch.context() as patched:
+            patched.setattr(Versions, "number", fails_once)
+            peer.send(b"".join(sign(n, b"message") for n in range(1, 25)))
+            answers = [await peer.next() for _ in range(24)]
+        assert sorted(one.request for one in answers) == list(range(1, 25))
+        (failed,) = (wire.read_error(one.body) for one in answers if one.type is not Type.SIGNED)
+        assert "LookupError" in failed.text
+        assert failed.maybe_signed
+        assert gateway.server.desk.open == gateway.server.desk.queues["default"].turns.under_way == 0

@@ -368,4 +368,4 @@ async def test_a_configuration_without_clients_is_refused_before_anything_opens(
     process = Process(tmp_path, world.config())
     code, said = await process.ended()
     assert code == 2
-    assert "$.gateway" in said
+    assert "$.sequencer.gateway: is missing" in said

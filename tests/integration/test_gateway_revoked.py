@@ -16,7 +16,7 @@ from tests.support.managers import becomes, until
 from tests.support.vault_site import TOKEN
 from tests.support.wire_site import ME, refusals, sign, site
 
-from hsmcore.config.load import load_each
+from hsmcore.config.loading import load_each
 from hsmcore.gateway import Client
 from hsmcore.gateway.client.dialing import ClientTls
 from hsmcore.gateway.gateway import settings_of

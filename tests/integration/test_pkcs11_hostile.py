@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
 import random
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 from tests.support import pkcs11_client as p11
-from tests.support.gateways import FakeGateway, fake_signature, honest
+from tests.support.gateways import FakeConnection, FakeGateway, fake_signature, honest
 from tests.support.loops import one_loop
 from tests.support.paths import ROOT
 from tests.support.pkcs11_session import initialized
@@ -151,6 +152,54 @@ async def test_refusals_that_pass_wait_and_others_are_told(tmp_path):
             gateway.answer = lambda *_: None
             assert (await sign())[0] == p11.CKR_FUNCTION_FAILED  # the deadline
             assert [one.request for one in gateway.received(Type.CANCEL)] == [gateway.received(Type.SIGN)[-1].request]
+
+
+@one_loop
+async def test_what_another_try_cannot_mend_is_said_at_once(tmp_path, monkeypatch):
+    first, second = str(tmp_path / "1.sock"), str(tmp_path / "2.sock")
+    no = wire.error(0, refusal("POLICY_REFUSED", retryable=False, after=0, class_="REQUEST_FATAL"))
+    other_version = bytes.fromhex(
+        next(one["hex"] for one in VECTORS["refused"] if one["name"] == "welcome of version 2")
+    )
+    later = wire.error(0, refusal())
+
+    def says(*frames):
+        left = list(frames)
+
+        def welcome(connection):
+            if left:
+                connection.transport.write(left.pop(0))
+                connection.transport.close()
+            else:
+                welcomes(connection)
+
+        monkeypatch.setattr(FakeConnection, "welcome", welcome)
+
+    welcomes = FakeConnection.welcome
+    async with FakeGateway(first) as one, FakeGateway(second) as other:
+        with calling(first, timeout_ms=600_000) as sign:
+            says(no)
+            count = ctypes.c_ulong()
+            asked = asyncio.to_thread(sign.module, "C_GetSlotList", 1, None, ctypes.byref(count))
+            assert (await asked, one.accepted) == (p11.CKR_FUNCTION_FAILED, 1)
+            says(later)  # but this passes
+            await asyncio.to_thread(sign.begin)
+            for frame, expected in ((no, p11.CKR_FUNCTION_REJECTED), (other_version, p11.CKR_DEVICE_ERROR)):
+                says(frame)
+                [connection] = one.connections
+                connection.transport.abort()
+                await connection.ended
+                assert (await sign())[0] == expected
+                assert (await sign())[0] == 0  # a later call tries again
+        with calling(first, second, timeout_ms=600_000) as sign:
+            says(no)
+            await asyncio.to_thread(sign.begin)
+            assert (await sign())[0] == 0
+            says(no, other_version)
+            [connection] = one.connections + other.connections
+            connection.transport.abort()
+            await connection.ended
+            assert (await sign())[0] == p11.CKR_DEVICE_ERROR
 
 
 @one_loop

@@ -198,8 +198,9 @@ async def test_by_tls(world, tmp_path):
             rv, signature = module.sign_once(session, module.key(session, "default"), bytes(1200))
             assert rv == 0
             VerifyKey(world.keys["ed25519"].public_key).verify(bytes(1200), signature)
-        with initialized(*gateway.addresses, tls=tls, tls_name="other.example", timeout_ms=300) as module:
-            count = ctypes.c_ulong()
-            assert module("C_GetSlotList", 1, None, ctypes.byref(count)) == p11.CKR_FUNCTION_FAILED
+        for bad in ({"tls": tls, "tls_name": "other.example"}, {"tls": "/no,/such,/file"}, {}):
+            with initialized(*gateway.addresses, timeout_ms=600_000, **bad) as module:  # it is said at once
+                count = ctypes.c_ulong()
+                assert module("C_GetSlotList", 1, None, ctypes.byref(count)) == p11.CKR_FUNCTION_FAILED
     finally:
         await gateway.end()

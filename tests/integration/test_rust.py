@@ -292,6 +292,27 @@ async def test_what_is_refused_for_want_of_room_waits_and_rotations_are_followed
         assert [wire.read_sign(one).version for one in fake.received(Type.SIGN)] == [1, 1, 1, 2]
 
 
+def _linked(socket: Path, addresses: list[str]) -> None:
+    for address in addresses:
+        Path(address.removeprefix("unix:")).symlink_to(socket)
+
+
+async def test_what_many_hosts_refuse_and_one_has_no_room_for_is_signed_in_the_end(program, tmp_path):
+    addresses = [f"unix:{tmp_path}/s", *(f"unix:{tmp_path}/s{number}" for number in range(40))]
+    said = iter(["NOT_HOLDER"] * len(addresses) + ["QUEUE_FULL"])
+
+    def refuses(served: FakeGateway, connection: FakeConnection, one: Frame) -> None:
+        if status := next(said, None):
+            connection.transport.write(wire.error(one.request, wire.Refusal(True, False, 1, status, "RETRY", "no")))
+        else:
+            honest(served, connection, one)
+
+    _linked(tmp_path / "s", addresses[1:])
+    async with FakeGateway(f"{tmp_path}/s") as fake, probe(program, *addresses, PROBE_PING_MS="60000") as client:
+        fake.answer = refuses
+        assert await client.sign(b"message") == signed(b"message")
+
+
 async def test_silence_is_found_by_a_ping_and_the_connection_made_again(program, tmp_path):
     def mute(served: FakeGateway, connection: FakeConnection, one: Frame) -> None:
         if served.accepted > 1:

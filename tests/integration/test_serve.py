@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -109,6 +110,38 @@ async def test_a_blocked_event_loop_is_not_alive(world, monkeypatch):
 
 async def _status(site, status):
     return (await asked(site.address, "/healthz")).status == status
+
+
+@one_loop
+async def test_while_nobody_watches_nothing_is_asked_and_the_first_watcher_sees_all_at_once(world, monkeypatch):
+    described = []
+    served_here(monkeypatch)
+    describe = hsmcore.KeyManager.describe
+    monkeypatch.setattr(hsmcore.KeyManager, "describe", lambda each: described.append(each) or describe(each))
+    monkeypatch.setattr("hsmcore.serve.monitor.LOOK_SECONDS", 0.01)
+    async with opened(world.config()) as manager, attached(manager, "127.0.0.1:0") as site:
+
+        async def rests():
+            before = len(described)
+            assert (await asked(site.address, "/")).status == 200
+            return len(described) == before
+
+        for path in ("/", "/main.js", "/metrics"):
+            assert (await asked(site.address, path)).status == 200
+        assert not described
+        await manager.sign(b"one")
+
+        def watch():
+            with contextlib.closing(happenings(site.address)) as stream:
+                first = dict(itertools.islice(stream, 2))
+                assert [kind for kind, _ in itertools.islice(stream, 2)] == ["state", "state"]  # it goes on
+            return first
+
+        first = await asyncio.to_thread(watch)
+        assert (first["state"]["problem"], first["state"]["watchers"]) == ("", 1)
+        assert first["state"]["members"][0]["counters"]["signatures"] == 1
+        assert len(first["series"]["series"]) == 1
+        await becomes(rests)
 
 
 @one_loop

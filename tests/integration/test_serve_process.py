@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import pytest
 from tests.support.leaks import children
 from tests.support.loops import one_loop
-from tests.support.managers import opened
+from tests.support.managers import becomes, opened
 from tests.support.web import ask, asked
 
 import hsmcore
@@ -111,6 +111,25 @@ def test_a_flood_of_strangers_is_paid_by_the_server_and_not_by_the_signer():
         spent = {pid: seconds_of(pid) - before[pid] for pid in before}
         assert answers == 12 * 190
         assert spent[running.pid] < spent[server] / 4
+
+
+@one_loop
+async def test_a_server_that_nobody_asks_sleeps():
+    others = children()
+    async with opened({"keyManager": EPHEMERAL}) as manager, attached(manager, "127.0.0.1:0") as site:
+        assert (await asked(site.address, "/readyz")).status == 200
+        tasks = Path(f"/proc/{started_since(others)}/task")
+
+        def wakes():
+            texts = [(task / "status").read_text() for task in tasks.iterdir()]
+            return sum(int(re.search(r"\nvoluntary_ctxt_switches:\s+(\d+)", text)[1]) for text in texts)
+
+        async def sleeps():
+            before = wakes()
+            await asyncio.sleep(1)
+            return wakes() - before <= 6
+
+        await becomes(sleeps)
 
 
 @one_loop

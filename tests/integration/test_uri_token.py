@@ -10,8 +10,8 @@ from tests.support.managers import opened
 from tests.support.verifiers import is_good
 
 import hsmcore
+from hsmcore.base.uri import build_uri
 from hsmcore.config import load
-from hsmcore.config.uri import build_uri
 from hsmcore.doctor.doctor import diagnose
 from hsmcore.errors import KeyNotFound, TokenNotFound
 

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from scripts.platforms import PLATFORMS, needs, reasons
 from scripts.wheels import AUDITWHEEL, OLDEST
 from tests.support.empty_root import EmptyRoot, why_impossible
 
@@ -78,6 +79,22 @@ def test_the_wheel_has_what_it_needs(wheels):
     listed = {component["name"] for component in bill["components"]}
     assert packages == (library.parent / "hsmcore.cdx.json").read_bytes()
     assert "libsodium23" in listed or not Path("/etc/debian_version").exists()
+
+
+def test_the_wheel_fits_the_platforms_of_cloudhsms_client_that_have_openssl_3(wheels):
+    library, _bench, _client = wheels
+    needed = needs(library)
+    assert set(needed) >= {"libc.so.6", "libcrypto.so.3"}
+    assert {each.name: not reasons(each, needed) for each in PLATFORMS} == {each.name: each.fits for each in PLATFORMS}
+    assert sum(each.fits for each in PLATFORMS) == 6
+
+
+def test_a_wheel_that_needs_more_than_a_platform_has_does_not_fit_it():
+    amazon = next(each for each in PLATFORMS if each.name == "Amazon Linux 2023")
+    assert reasons(amazon, {"libc.so.6": {(2, 17), (2, 34)}, "libcrypto.so.3": {(3, 0, 0)}}) == []
+    assert reasons(amazon, {"libc.so.6": {(2, 9), (2, 36)}}) == ["libc.so.6 is 2.34, 2.36 is needed"]
+    assert reasons(amazon, {"libcrypto.so.3": {(3, 2, 0)}}) == ["libcrypto.so.3 is 3.0.8, 3.2.0 is needed"]
+    assert reasons(amazon, {"libjansson.so.4": set()}) == ["libjansson.so.4 is not there"]
 
 
 def test_auditwheel_takes_the_tag_of_the_machine_that_a_wheel_is_crossed_for():

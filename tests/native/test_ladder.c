@@ -171,6 +171,12 @@ static void a_rung_s_pause_doubles_up_to_the_longest(void) {
     }
 }
 
+/* Waiting for longer would only keep requests from the members beside it. */
+static void a_token_is_down_as_soon_as_a_second_reinit_has_failed(void) {
+    CHECK(hsm_limits.silence == hsm_ladder_pause(HSM_RUNG_REINIT, 1, 0));
+    CHECK(hsm_limits.silence == hsm_ladder_pause(HSM_RUNG_HEAL, 1, 0));
+}
+
 /* The shorter a reinit is, the sooner the next one comes; engines that sign lose a small part of their time to them. */
 static void reinits_cost_engines_that_sign_a_small_share(void) {
     const uint64_t longest = hsm_limits.most_shared / hsm_limits.shares;
@@ -215,8 +221,11 @@ static void a_long_pause_is_spent_outside_the_workers(void) {
 }
 
 static const struct test tests[] = {
-    TEST(a_rung_s_pause_doubles_up_to_the_longest),          TEST(reinits_cost_engines_that_sign_a_small_share),
-    TEST(a_long_pause_is_spent_outside_the_workers),         TEST(each_row_is_reached_and_leads_on),
+    TEST(a_rung_s_pause_doubles_up_to_the_longest),
+    TEST(a_token_is_down_as_soon_as_a_second_reinit_has_failed),
+    TEST(reinits_cost_engines_that_sign_a_small_share),
+    TEST(a_long_pause_is_spent_outside_the_workers),
+    TEST(each_row_is_reached_and_leads_on),
     TEST(every_walk_ends_and_takes_the_cheaper_rungs_first),
 };
 HARNESS_MAIN(tests)

@@ -147,7 +147,7 @@ PROOFS = [
         mutant=("transaction.c", "(size_t)counts[0] * 4", "(size_t)counts[0] * 3"),
     ),
     Proof("form", "prove_form", 10, mutant=("instructions.c", "size >= form->size && ", "")),
-    Proof("message", "prove_text", 10, mutant=("payload.c", "lead > 0xf4", "lead > 0xfe")),
+    Proof("message", "prove_text", 10, mutant=("utf8.h", "lead > 0xf4", "lead > 0xfe")),
     Proof("message", "prove_note_line", 16, mutant=("payload.c", "one < ' '", "one == 0")),
     Proof(
         "message",

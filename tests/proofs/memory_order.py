@@ -18,11 +18,11 @@ EXPLORER = ("search.c", "memory.c", "runtime.c")
 SOURCES = {
     "ring": [],
     "park": ["area.c", "client.c", "aside.c"],
-    "notify": ["client.c"],
+    "notify": ["area.c", "client.c"],
     "gate": ["session.c"],
     "wipe": ["login.c"],
 }
-VARIANTS = {"park": range(7), "notify": range(4)}
+VARIANTS = {"park": range(8), "notify": range(4)}
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,20 @@ MUTANTS = [
         3,
     ),
     Mutant(
+        "a-request-is-left-to-a-worker-that-sleeps",
+        "park",
+        "client.c",
+        (("busy -= (uint64_t)__builtin_popcountll(sleeping);", "(void)sleeping;"),),
+        7,
+    ),
+    Mutant(
+        "a-request-is-left-before-it-is-seen",
+        "park",
+        "client.c",
+        (("client->tail, memory_order_release);\n    " + FENCE, "client->tail, memory_order_release);"),),
+        7,
+    ),
+    Mutant(
         "a-quarantined-worker-keeps-the-wake",
         "park",
         "worker.c",
@@ -139,11 +153,10 @@ MUTANTS = [
     Mutant(
         "an-alarm-that-went-off-is-trusted",
         "notify",
-        "wake.c",
+        "client.c",
         (
-            ("uint64_t now = hsm_now_ns();\n    uint64_t at", "uint64_t at"),
-            ("set_alarm(hsm_area *area, int timer_fd)", "set_alarm(hsm_area *area, int timer_fd, uint64_t now)"),
-            ("set_alarm(area, timer_fd);", "set_alarm(area, timer_fd, now);"),
+            ("atomic_store(&client->area->shared->alarm_at_ns, 0);", ""),
+            ("uint64_t now = hsm_now_ns();\n    uint64_t at", "uint64_t now = 1000000;\n    uint64_t at"),
         ),
         1,
     ),

@@ -31,7 +31,7 @@ class _Here:
 
     def __init__(self, _environment: Mapping[str, str], *, main: str, descriptors: Sequence[int]) -> None:
         assert main == ConsoleServer.__module__
-        assert len(descriptors) == 1
+        assert len(descriptors) == 2
         self._ends = os.pipe()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="console's server")

@@ -34,7 +34,7 @@ ROOM = 0.5
 """Time in which a request that is served meets a session that signs, however often the sessions have to be mended."""
 RECENT = 128
 """Answers that the measurement of admission control goes back to: a few of its windows."""
-OUTAGE = 0.05
+OUTAGE = 0.04
 """Time without a signature after which a member may be down, in seconds."""
 OWN_CLASSES = frozenset({"REQUEST_FATAL", "PROCESS_FATAL"})
 

@@ -21,7 +21,7 @@ from tests.support.web import Reply
 
 import hsmcore
 from hsmcore.base.listening.rates import AddressBuckets
-from hsmcore.config.load import load_each
+from hsmcore.config.loading import load_each
 from hsmcore.gateway.front.core import Core, KnownClients
 from hsmcore.gateway.front.pumps import Pumps
 from hsmcore.gateway.front.reports import FrontReports

@@ -53,7 +53,7 @@ def placed(number: int, audit_seq: int | None, key_id: str, public_key: bytes, p
 
 
 def _credit(one: Frame) -> int:
-    return wire.read_number(one.body, 4)
+    return wire.read_credit(one.body)
 
 
 def _empty(one: Frame) -> bytes:
@@ -78,7 +78,7 @@ READERS: dict[Type, Callable[[Frame], Any]] = {
     Type.SIGNED: lambda one: read_signed(one.body),
     Type.SIGNED_MANY: lambda one: wire.read_signed_many(one.body),
     Type.BATCHED: lambda one: read_batched(one.body),
-    Type.VERIFIED: lambda one: bool(wire.read_number(one.body, 1)),
+    Type.VERIFIED: lambda one: wire.read_verified(one.body),
     Type.PONG: _echo,
     Type.ERROR: lambda one: wire.read_error(one.body),
     Type.KEYS: lambda one: wire.read_keys(one.body),

@@ -16,7 +16,7 @@ from typing import Any
 from tests.support.wire import Signed, read_signed
 
 import hsmcore
-from hsmcore.config.load import load_each
+from hsmcore.config.loading import load_each
 from hsmcore.gateway.gateway import RunningGateway, running, settings_of
 from hsmcore.gateway.server import GatewayServer
 from hsmcore.gateway.wire import batched

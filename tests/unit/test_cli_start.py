@@ -46,6 +46,20 @@ def test_the_library_imports_what_is_used_and_no_more():
     assert ran.stdout.split() == []
 
 
+@pytest.mark.parametrize(
+    ("child", "other"),
+    [
+        ("members.control", "asyncio logging.handlers pydantic hsmcore.config"),
+        ("doctor", "hsmcore.config hsmcore.manager"),
+        ("serve", "pkcs11 pydantic hsmcore.config hsmcore.members.base"),
+    ],
+)
+def test_a_child_imports_what_its_work_needs(child, other):
+    program = f"import sys, hsmcore.{child}.child; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert set(other.split()) & set(ran.stdout.split()) == set()
+
+
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["keys", "list", "--help"]], ids=" ".join)
 def test_what_only_prints_a_text_imports_nothing_slow(arguments):
     names = loaded(*arguments)

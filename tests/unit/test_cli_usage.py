@@ -48,6 +48,7 @@ def failure(capsys) -> dict:
         (["frob"], "No such command 'frob'"),
         (["sign", "--bogus"], "No such option: --bogus"),
         (["sign", "--text", "a", "--hex", "00"], "give one message"),
+        (["init", "--algorithm", "rsa"], "Invalid value for '--algorithm': 'rsa' is not one of"),
         (["sign", "nowhere"], "nowhere: No such file or directory"),
         (["sign", "--hex", "0"], "--hex takes hexadecimal digits"),
         (["sign", "--text", "a", "--format", "morse"], "morse"),

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from tests.support.paths import ROOT
 
-from hsmcore.config.load import load_each
+from hsmcore.config.loading import load_each
 
 FOLDER = ROOT / "packaging" / "compose"
 COMPOSE = yaml.safe_load((FOLDER / "compose.yaml").read_text())

@@ -11,7 +11,7 @@ from tests.support.paths import ROOT
 
 from hsmcore.config import load
 from hsmcore.config.base import Model
-from hsmcore.config.load import load_each
+from hsmcore.config.loading import load_each
 from hsmcore.errors import ConfigurationError
 
 TLS = {"certificateFile": "tls/c.pem", "keyFile": "tls/k.pem"}

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from tests.support.paths import ROOT
 
-from hsmcore.config.load import load_each
+from hsmcore.config.loading import load_each
 
 FOLDER = ROOT / "packaging" / "kubernetes"
 VERSIONS = ("1.32", "1.34")

@@ -1,4 +1,4 @@
-"""Every verifier of positions judges the shared vectors alike: Python, Node.js and a shell."""
+"""Every verifier of positions judges the shared vectors alike: Python, Node.js, Rust and a shell."""
 
 from __future__ import annotations
 
@@ -49,14 +49,31 @@ def test_node():
     assert found == {one["name"]: one["seen"] for one in VECTORS}
 
 
+def judged(program, one, folder):
+    """What a program says of a vector: its exit code, and the witnesses."""
+    (folder / "policy").write_bytes(one["policy"].encode())
+    (folder / "proof").write_bytes(one["proof"].encode())
+    line = list(map(str, [program, folder / "policy", one["digest"], one["position"], folder / "proof"]))
+    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
+    return done.returncode, done.stdout
+
+
+def expected(one):
+    return (0, f"{one['seen']}\n") if one["seen"] else (1, "")
+
+
 @pytest.mark.parametrize("one", VECTORS, ids=lambda one: one["name"])
 def test_a_shell(one, tmp_path):
-    (tmp_path / "policy").write_bytes(one["policy"].encode())
-    (tmp_path / "proof").write_bytes(one["proof"].encode())
-    given = [tmp_path / "policy", one["digest"], str(one["position"]), tmp_path / "proof"]
-    line = list(map(str, [EXAMPLES / "verify_position.sh", *given]))
-    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
-    assert (done.returncode, done.stdout) == ((0, f"{one['seen']}\n") if one["seen"] else (1, "")), done.stderr
+    assert judged(EXAMPLES / "verify_position.sh", one, tmp_path) == expected(one)
+
+
+@pytest.mark.skipif(shutil.which("rustc") is None, reason="rustc is not installed")
+def test_rust(tmp_path):
+    source = EXAMPLES / "verify_position.rs"
+    line = ["rustc", "--edition", "2021", source, "-C", "link-arg=-l:libcrypto.so.3", "-o", tmp_path / "verifier"]
+    subprocess.run(line, check=True, timeout=60)
+    found = {one["name"]: judged(tmp_path / "verifier", one, tmp_path) for one in VECTORS}
+    assert found == {one["name"]: expected(one) for one in VECTORS}
 
 
 def test_each_is_short_enough_to_be_read():

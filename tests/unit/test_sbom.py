@@ -7,7 +7,11 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
+
+import pytest
+from scripts.wheels import check_bill
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,3 +36,14 @@ def test_the_bill_is_valid_and_has_what_is_used_and_no_more(tmp_path):
     depends = {each["ref"]: each.get("dependsOn", []) for each in bill["dependencies"]}
     assert "pypi:orjson" in depends["pypi:hsmcore"]
     assert "pypi:botocore" in depends["pypi:boto3"]
+
+
+def test_a_wheel_that_carries_a_library_without_a_bill_is_refused(tmp_path):
+    wheel = tmp_path / "hsmcore-1-cp313-cp313-manylinux_2_34_aarch64.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("hsmcore.libs/libsodium-1.so.23", b"")
+    with pytest.raises(SystemExit, match=r"no bill for hsmcore\.libs/libsodium"):
+        check_bill(wheel)
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr("hsmcore-1.dist-info/sboms/auditwheel.cdx.json", b"{}")
+    check_bill(wheel)

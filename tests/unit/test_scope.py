@@ -189,6 +189,27 @@ async def test_a_scope_is_open_until_its_last_task_has_returned():
     assert seen == [False]
 
 
+async def test_a_pause_that_a_work_returned_is_as_long_as_it_says(monkeypatch):
+    ends, loop = list[tuple[float, float]](), asyncio.get_running_loop()
+    call_at, over = loop.call_at, asyncio.Event()
+
+    def noted(when, *given, **more):
+        ends.append((loop.time(), when))
+        return call_at(loop.time(), *given, **more)
+
+    async def work():
+        if len(ends) > 5:
+            over.set()
+        return 0.7
+
+    monkeypatch.setattr(loop, "call_at", noted)
+    scope = Scope()
+    scope.every(0.5, work, "failed")
+    await over.wait()
+    await scope.close()
+    assert all(0.69 < end - now < 0.71 for now, end in ends[1:])
+
+
 def test_pauses_of_up_to_a_second_end_together():
     for now in (0.0, 17.01, 17.24, 123_456.789):
         for length in (0.1, 0.25, 0.5, 1.0):

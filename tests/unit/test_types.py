@@ -30,7 +30,7 @@ async def remote(address: str) -> bytes:
 
 async def watched(km: hsmcore.KeyManager) -> str:
     async with km, hsmcore.serve.attached(km) as site:
-        return site.address
+        return f"{site.address} {[member['member'] for member in km.describe()['members']]}"
 """
 TYPOS = (
     "hsmcore.nonsense",
@@ -39,6 +39,8 @@ TYPOS = (
     "hsmcore.solana.HsmcoreSinger",
     "hsmcore.serve.atached",
     'km.on("failovr", print)',
+    'km.describe()["currentKye"]',
+    'km.describe()["members"][0]["conditon"]',
     "hsmcore.gateway.Client(7)",
     'hsmcore.gateway.Client("unix:/s").sing',
 )

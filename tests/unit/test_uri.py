@@ -10,9 +10,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic_core import PydanticCustomError
 
+from hsmcore.base.uri import build_uri
 from hsmcore.config import GenericPkcs11Settings, Secret, load
 from hsmcore.config.pkcs11 import locate_module
-from hsmcore.config.uri import build_uri, parse_uri
+from hsmcore.config.uri import parse_uri
 from hsmcore.errors import ConfigurationError
 
 printable = st.text(st.characters(exclude_categories=("C", "Z"), include_characters=" "), min_size=1, max_size=40)

@@ -137,9 +137,10 @@ def cases() -> Iterator[dict[str, Any]]:
     yield case("unused bits", good.replace("=\n\n", "=\n\n", 1).replace(_last(good), _spelled(_last(good)), 1))
     yield case("a quorum of none", good, policy=policy().replace("quorum 2", "quorum 0"))
     yield case("no witnesses", good, policy="".join(policy().splitlines(keepends=True)[:3]))
-    yield case(
-        "a key id of another key", good, policy=policy(names=[NAMES[0], NAMES[1], NAMES[0]])[:-60] + "A" * 59 + "\n"
-    )
+    *others, last = policy().splitlines(keepends=True)
+    name, _, key = last.split("+", 2)
+    yield case("a key id of another key", good, policy="".join([*others, f"{name}+00000000+{key}"]))
+    yield case("a key of no form", good, policy=policy()[:-60] + "A" * 59 + "\n")
 
 
 def _last(given: str) -> str:

@@ -387,6 +387,8 @@ def refused() -> list[dict[str, Any]]:
     add(gateway, "sign with half an id", packed(2, 1, NONCE[:15], flags=8))
     add(gateway, "sign with an id alone", packed(2, 1, NONCE, flags=8))
     add(gateway, "sign with half an address", packed(2, 1, NONCE + short("127.0.0.1")[:-1], flags=8))
+    no_utf8 = NONCE + short(b"\xbd27.0.0.1") + short("00") + long(SIGNATURE)
+    add(gateway, "verify with an address that is no UTF-8", packed(4, 1, no_utf8, flags=8))
     add(gateway, "an id of type 5", packed(5, 1, NONCE, flags=8))
     for number in (1, 5, 6, 7):
         add(gateway, f"a trace of type {number}", packed(number, 1, TRACE, flags=4))

@@ -9,6 +9,7 @@ from statistics import median
 from hsmcore_bench.harness import svg
 from hsmcore_bench.harness.figures import duration
 from hsmcore_bench.suite import sizing
+from hsmcore_bench.suite.formulas import USED
 from hsmcore_bench.suite.model import Contender, Percentiles, Sample, Scenario, Verdict
 from hsmcore_bench.suite.picture import Row, caption, colour, latencies, rates
 from hsmcore_bench.suite.report import (
@@ -27,7 +28,7 @@ from hsmcore_bench.suite.report import (
     verdict_of,
 )
 from hsmcore_bench.suite.result import Result
-from hsmcore_bench.suite.stats import usable
+from hsmcore_bench.suite.stats import spread, usable
 
 X_NAMES = {
     "in_flight": "in flight",
@@ -126,12 +127,25 @@ def _scenario(result: Result, scenario: Scenario) -> Iterator[str]:
     yield _figures(rows)
 
 
-def _bars(_result: Result, _scenario: Scenario, rows: list[Row]) -> Iterator[str]:
-    rows = [row for row in rows if row[1].rate.median]
+def _bars(result: Result, _scenario: Scenario, all_rows: list[Row]) -> Iterator[str]:
+    rows = [row for row in all_rows if row[1].rate.median]
     if not rows:
+        yield from _used(result, [contender for contender, _ in all_rows])
         return
     said = f"{caption(rows)}; the line goes from the lowest round to the highest."
     yield rates(rows).figure(said[0].upper() + said[1:])
+
+
+def _used(result: Result, contenders: Sequence[Contender]) -> Iterator[str]:
+    """What those that sign nothing take of a processor."""
+    drawn = []
+    for contender in contenders:
+        taken = spread([100.0 * used for s in result.samples if s.contender == contender.name and (used := USED.of(s))])
+        if taken is not None:
+            text = f"{ranged(taken)} %"
+            drawn.append(svg.Bar(contender.title, taken.median, taken.low, taken.high, text, colour(contender)))
+    if drawn:
+        yield svg.bars(drawn).figure("Share of a processor; the line goes from the lowest round to the highest.")
 
 
 def _latency(_result: Result, _scenario: Scenario, rows: list[Row]) -> Iterator[str]:
@@ -220,12 +234,14 @@ def predictions(
 
 def _figures(rows: Sequence[Row]) -> str:
     """A row for each contender; columns without a value are left out."""
-    columns: dict[str, list[str]] = {"signatures/s": [ranged(summary.rate) for _, summary in rows]}
+    columns = {"signatures/s": [ranged(summary.rate) if summary.rate.median else "" for _, summary in rows]}
     columns["× reference"] = [precise(summary.ratio) for _, summary in rows]
     columns["× ceiling"] = [precise(summary.of_ceiling) for _, summary in rows]
     times = {"p50": "p50_ns", "p99": "p99_ns", "p99.9": "p999_ns", "lag p99": "lag_p99_ns", "CPU": "cpu_ns"}
     columns |= {name: [duration(getattr(summary, field)) for _, summary in rows] for name, field in times.items()}
     columns = {name: cells for name, cells in columns.items() if any(cells)}
+    if not columns:
+        return ""
     titles = [titled(contender) for contender, _ in rows]
     return table(["", *columns], list(zip(titles, *columns.values(), strict=True)))
 

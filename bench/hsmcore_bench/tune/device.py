@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 
+from hsmcore.base.receipt import LevelName
 from hsmcore.cli.opened import in_state
 from hsmcore.cli.output import BadUsage
-from hsmcore.config import Config, LevelName, Pkcs11Settings, Provider
+from hsmcore.config import Config, Pkcs11Settings, Provider
 from hsmcore.config.pkcs11 import MAX_SESSIONS
 from hsmcore.doctor.doctor import probe
 from hsmcore.doctor.report import Step

@@ -1,6 +1,6 @@
 /* The function lists of a whole module, for the one file of it that includes this. Before, that file defines
- * INTERFACE_FLAGS and `static CK_RV unsupported(void)`: what a function that it lacks answers. Afterwards it puts
- * its own functions into the lists by OURS, in the constructor that begins with fill_lists(). */
+ * INTERFACE_FLAGS and ANSWER(scope, name, arguments): what each function of functions.def does, unless the file puts
+ * another one into the lists by OURS, in the constructor that begins with fill_lists(). */
 #ifndef HSMCORE_LISTS_H
 #define HSMCORE_LISTS_H
 
@@ -44,9 +44,10 @@ static CK_RV check_initialize(const CK_C_INITIALIZE_ARGS *args) {
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-parameter"
+#define OBJECT(handle) handle
 #define FUNCTION(version, scope, make, name, parameters, arguments)                                                    \
-    static CK_RV unsupported_##name parameters {                                                                       \
-        return unsupported();                                                                                          \
+    static CK_RV list_##name parameters {                                                                              \
+        ANSWER(scope, name, arguments)                                                                                 \
     }
 #include "functions.def"
 #undef FUNCTION
@@ -100,8 +101,8 @@ static CK_RV get_function_list(CK_FUNCTION_LIST **list) {
 static void fill_lists(void) {
     list_2_40.version = (CK_VERSION){2, 40};
     list_3_0.version = (CK_VERSION){3, 0};
-#define FILL_V2(name) BOTH(name, unsupported_##name);
-#define FILL_V3(name) list_3_0.name = unsupported_##name;
+#define FILL_V2(name) BOTH(name, list_##name);
+#define FILL_V3(name) list_3_0.name = list_##name;
 #define FUNCTION(version, scope, make, name, parameters, arguments) FILL_##version(name)
 #include "functions.def"
 #undef FUNCTION

@@ -17,11 +17,8 @@
 #include "noop_objects.h"
 #include "noop_session.h"
 
-static CK_RV unsupported(void) {
-    return CKR_FUNCTION_NOT_SUPPORTED;
-}
-
 #define INTERFACE_FLAGS 0
+#define ANSWER(scope, name, arguments) return CKR_FUNCTION_NOT_SUPPORTED;
 #include "lists.h"
 
 #define PROOF_PREFIX "hsmcore"

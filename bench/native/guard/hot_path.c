@@ -4,7 +4,8 @@
  *   hot_path SECTION SIGNATURES
  *
  * Sections: ring (submit, claim, sign on the no-op module, complete, notify, drain), ring-digest (the same with the
- * digest that a record needs), requests (as ring, through the request table), cache-hit, cache-miss (lookup, fill,
+ * digest that a record needs), requests (as ring, through the request table), routes (the pick of one of four members,
+ * the first of which ramps up), cache-hit, cache-miss (lookup, fill,
  * eviction), audit-line, policy (a transfer and its two instructions of ComputeBudget, under every rule but the role),
  * policy-raw (a message that is no transaction), gateway-frame (a request and its answer, each written and read).
  */
@@ -16,6 +17,7 @@
 #include <hsmcore/frames.h>
 #include <hsmcore/payload.h>
 #include <hsmcore/requests.h>
+#include <hsmcore/routes.h>
 
 #include "journal.h"
 
@@ -133,6 +135,15 @@ static void requests(uint64_t signatures) {
             answered++;
         }
         require(answered == BATCH, "answers are missing");
+    }
+}
+
+static void routes(uint64_t signatures) {
+    static hsm_route members[] = {
+        {.table = &table, .weight = 1}, {&table, 0, 0, 0}, {&table, 0, 0, 0}, {&table, 0, 0, 0}};
+    for (uint64_t number = 0; number < signatures; number++) {
+        uint32_t expected = number % BATCH == BATCH - 1U ? 0 : 1;
+        require(hsm_routes_pick(members, 1, 4, BATCH) == expected, "another member");
     }
 }
 
@@ -301,6 +312,7 @@ static const struct section {
     {"ring", prepare_ring, ring},
     {"ring-digest", prepare_digest, ring},
     {"requests", prepare_requests, requests},
+    {"routes", prepare_requests, routes},
     {"cache-hit", prepare_cache, cache_hit},
     {"cache-miss", prepare_cache, cache_miss},
     {"audit-line", prepare_journal, audit_line},

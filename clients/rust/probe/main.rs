@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
-use hsmcore_client::wire::{self, WireError};
+use hsmcore_client::wire::{self, Said};
 use hsmcore_client::{Client, Error, Key, Kind, Operation, Options, Pending, Signature, Stream};
 
 const CALLERS: usize = 12;
@@ -65,15 +65,18 @@ fn vectors() {
     for words in lines() {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let said = match words[..] {
-            ["read", data] => read(&bytes(data)).unwrap_or_else(|WireError(why)| format!("refused\t{why}")),
+            ["read", data] => read(&bytes(data)).unwrap_or_else(|error| format!("refused\t{}", error.text)),
             ["make", request, slot, again, ref fields @ ..] => {
                 let mut made = match *fields {
                     ["HELLO", nonce, program] => wire::hello(&bytes(nonce).try_into().expect("16 bytes"), program),
                     ["SIGN", name, timeout, position, version, message] => {
                         let mut made = wire::sign(&bytes(message), kind(name), number(position));
-                        wire::stamp_version(&mut made, version.parse().expect("a number"));
-                        wire::stamp_timeout(&mut made, timeout.parse().expect("a number"));
-                        wire::stamp_again(&mut made, again == "again");
+                        for (at, text) in [(wire::VERSION_AT, version), (wire::TIMEOUT_AT, timeout)] {
+                            wire::stamp(&mut made, at, text.parse::<u32>().expect("a number").to_le_bytes());
+                        }
+                        if again == "again" {
+                            made[wire::FLAGS_AT] |= wire::AGAIN;
+                        }
                         made
                     }
                     ["MANAGE", name, id] => wire::manage(operation(name), id).expect("a frame"),
@@ -82,7 +85,8 @@ fn vectors() {
                     ["ACK"] => wire::about(wire::ACK, 0),
                     _ => panic!("{fields:?}"),
                 };
-                wire::stamp(&mut made, number(request).expect("a request"), slot.parse().expect("a slot"));
+                wire::stamp(&mut made, wire::REQUEST_AT, number(request).expect("a request").to_le_bytes());
+                wire::stamp(&mut made, wire::SLOT_AT, slot.parse::<u16>().expect("a slot").to_le_bytes());
                 hex(&made)
             }
             _ => panic!("{words:?}"),
@@ -101,39 +105,28 @@ fn keys(all: &[Key]) -> String {
 }
 
 /// What all frames say; a stream may end within one.
-fn read(data: &[u8]) -> Result<String, WireError> {
+fn read(data: &[u8]) -> Result<String, Error> {
     let (mut at, mut said) = (0, Vec::new());
     while let Ok((frame, size)) = wire::cut(&data[at..])? {
-        let body = frame.body;
-        let meaning = match frame.kind {
-            wire::WELCOME => {
-                let one = wire::read_welcome(body)?;
+        let meaning = match frame.read()? {
+            Said::Welcome(one) => {
                 let limits = format!("{} {} {} {}", one.credits, one.message_bytes, one.batch, one.remember_ms);
                 format!("{} {limits} {} {} {}", hex(&one.instance), one.client, one.slots.join(","), keys(&one.keys))
             }
-            wire::SIGNED => {
-                let Signature { version, level, audit_seq, bytes, .. } = wire::read_signed(body)?;
-                format!(
-                    "{version} {} {} {}",
-                    level.name(),
-                    audit_seq.map_or("-".into(), |seq| seq.to_string()),
-                    hex(&bytes)
-                )
+            Said::Signed(Signature { version, level, audit_seq, bytes, .. }) => {
+                let record = audit_seq.map_or("-".into(), |seq| seq.to_string());
+                format!("{version} {} {record} {}", level.name(), hex(&bytes))
             }
-            wire::PONG => hex(wire::read_pong(body)?),
-            wire::ERROR => {
-                let one = wire::read_error(body)?;
+            Said::Pong(data) => hex(data),
+            Said::Error(one) => {
                 let flags = format!("{} {} {}", one.retryable, one.maybe_signed, one.retry_after_ms);
                 format!("{flags} {} {} {}", one.code.name(), one.holder, one.text)
             }
-            wire::KEYS => keys(&wire::read_keys(body)?),
-            wire::CREDIT => wire::read_credit(body)?.to_string(),
-            wire::GOAWAY => {
-                let (left, reason) = wire::read_goaway(body)?;
-                format!("{left} {reason}")
-            }
-            wire::DONE => wire::read_done(body)?,
-            _ => "-".into(),
+            Said::Keys(all) => keys(&all),
+            Said::Credit(credits) => credits.to_string(),
+            Said::Goaway(left, reason) => format!("{left} {reason}"),
+            Said::Done(text) => text,
+            Said::Other => "-".into(),
         };
         said.push(format!("{}\t{}\t{}\t{meaning}", frame.kind, frame.slot, frame.request).replace('\n', "\\n"));
         at += size;

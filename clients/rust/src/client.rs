@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
-use crate::job::{Answer, Job, State as JobState};
+use crate::job::{Answer, Job, Outcome, Reply};
 use crate::link::{Link, Links, Settings, Step};
 use crate::route::Route;
 use crate::stream::{Dialler, Stream};
@@ -92,13 +92,13 @@ impl Shared {
     fn with<T>(&self, act: impl FnOnce(&mut Links) -> T) -> T {
         let mut links = self.lock();
         let found = act(&mut links);
-        let (wakes, news) = (std::mem::take(&mut links.wakes), std::mem::take(&mut links.news));
+        let (told, news) = (std::mem::take(&mut links.told), std::mem::take(&mut links.news));
         for link in links.links.iter_mut().filter(|link| link.sleeps && link.has_work()) {
             link.sleeps = false;
             link.work.notify_one();
         }
         drop(links);
-        wakes.iter().for_each(|job| job.wake());
+        told.into_iter().for_each(|(reply, outcome)| reply.tell(outcome));
         if news {
             self.changed.notify_all();
         }
@@ -265,14 +265,15 @@ impl Client {
     pub fn manage(&self, key: &str, operation: Operation, key_id: &str, deadline: Instant) -> Result<String, Error> {
         match self.ask(wire::manage(operation, key_id)?, key, None, deadline)?.outcome()? {
             Answer::Done(text) => Ok(text),
-            Answer::Signed(_) => Err(Error::lost("The gateway answered something else.")),
+            Answer::Signed(..) => Err(strange()),
         }
     }
 
     fn ask(&self, frame: Vec<u8>, key: &str, by: Option<&Key>, deadline: Instant) -> Result<Pending, Error> {
-        let job = Arc::new(Job::new(frame, key, by.map(|by| by.public_key.clone()), deadline));
-        self.0.with(|links| links.submit(&job))?;
-        Ok(Pending { shared: self.0.clone(), job })
+        let job = Job::new(frame, key, by.map(|by| by.public_key.clone()), deadline);
+        let (shared, reply) = (self.0.clone(), job.reply.clone());
+        shared.with(|links| links.submit(job))?;
+        Ok(Pending { shared, reply, deadline })
     }
 
     /// The versions of a key, as the gateway told last. A lock is taken, nothing is sent.
@@ -328,54 +329,56 @@ impl Drop for Client {
 #[must_use]
 pub struct Pending {
     shared: Arc<Shared>,
-    job: Arc<Job>,
+    reply: Arc<Reply>,
+    deadline: Instant,
 }
 
 impl Pending {
     /// Wait for the signature, until a moment after the deadline.
     pub fn wait(self) -> Result<Signature, Error> {
-        let signature = match self.outcome()? {
-            Answer::Signed(signature) => signature,
-            Answer::Done(_) => return Err(Error::lost("The gateway answered something else.")),
+        let Answer::Signed(signature, frame) = self.outcome()? else { return Err(strange()) };
+        let verifies = |verifier: &Verifier| {
+            signature.key.as_ref().is_some_and(|key| verifier(key, &frame[MESSAGE_AT..], &signature.bytes))
         };
-        if let Some(verifier) = &self.shared.verifier {
-            let state = self.job.state();
-            if !signature.key.as_ref().is_some_and(|key| verifier(key, &state.frame[MESSAGE_AT..], &signature.bytes)) {
-                let error =
-                    Error::new(Code::SignatureInvalid, "The gateway's signature is none of the payload by the key.");
-                return Err(error.or_maybe_signed(true));
-            }
+        if self.shared.verifier.as_ref().is_none_or(verifies) {
+            return Ok(signature);
         }
-        Ok(signature)
+        let error = Error::new(Code::SignatureInvalid, "The gateway's signature is none of the payload by the key.");
+        Err(error.or_maybe_signed(true))
     }
 
     /// Whether `wait` would return at once.
     #[must_use]
     pub fn is_settled(&self) -> bool {
-        self.job.state().done
+        self.reply.is_settled()
     }
 
     /// Withdraw it. It may be signed all the same.
     pub fn cancel(self) {}
 
-    fn outcome(&self) -> Result<Answer, Error> {
-        self.job.wait(self.job.deadline + GRACE).unwrap_or_else(|| {
-            self.shared.with(|links| links.withdraw(&self.job, JobState::late));
-            self.job.state().outcome.take().unwrap_or_else(|| Err(Error::closed()))
-        })
+    fn outcome(&self) -> Outcome {
+        let withdrawn = || {
+            self.shared.with(|links| links.withdraw(&self.reply, Job::late));
+            self.reply.wait(Instant::now() + GRACE) // for another thread that is about to tell
+        };
+        self.reply.wait(self.deadline + GRACE).or_else(withdrawn).unwrap_or_else(|| Err(Error::closed()))
     }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
         if !self.is_settled() {
-            let reason = |state: &JobState, _: Option<&Error>| {
+            let reason = |job: &Job, _: Option<&Error>| {
                 let error = Error::new(Code::Cancelled, "The request was withdrawn by its caller.");
-                error.or_maybe_signed(state.maybe_signed())
+                error.or_maybe_signed(job.maybe_signed())
             };
-            self.shared.with(|links| links.withdraw(&self.job, reason));
+            self.shared.with(|links| links.withdraw(&self.reply, reason));
         }
     }
+}
+
+fn strange() -> Error {
+    Error::lost("The gateway answered something else.")
 }
 
 fn random() -> io::Result<[u8; NONCE_BYTES]> {

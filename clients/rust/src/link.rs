@@ -8,18 +8,16 @@ use std::sync::{Arc, Condvar};
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
-use crate::job::{Answer, Job, State};
-use crate::route::{jittered, Route};
+use crate::job::{Answer, Job, Next, Outcome, Reply};
+use crate::route::Route;
 use crate::tables::*;
-use crate::wire::{self, Frame, Key, Welcome, WireError};
+use crate::wire::{self, bad, stamp, Frame, Key, Said, Signature, Welcome};
+use crate::wire::{FLAGS_AT, REQUEST_AT, SLOT_AT, TIMEOUT_AT, TYPE_AT, VERSION_AT};
 
 /// Answers after which the gateway is told what it need not remember any more.
 const ACK_EVERY: u32 = 32;
 /// How long a gateway that is left may take for what is open.
 const LEAVE: Duration = Duration::from_secs(1);
-/// How soon a holder is asked again that is not sure to be one.
-const DOUBT: Duration = Duration::from_millis(20);
-const MOST_DOUBLINGS: u32 = 3;
 
 /// A key manager of the gateway, as a connection numbers it.
 pub struct Slot {
@@ -37,7 +35,7 @@ impl Slot {
     }
 }
 
-pub type Slots = Arc<HashMap<String, Slot>>;
+pub type Slots = Arc<HashMap<Arc<str>, Slot>>;
 pub type Writer = Box<dyn Write + Send>;
 
 /// Where a connection stands.
@@ -71,7 +69,7 @@ pub struct Link {
     pub sleeps: bool,
     stirred: bool,
     /// Requests that were sent and not answered, by their numbers.
-    open: BTreeMap<u64, Arc<Job>>,
+    open: BTreeMap<u64, Box<Job>>,
     slots: Slots,
     names: Vec<String>,
     nonce: [u8; NONCE_BYTES],
@@ -107,22 +105,47 @@ impl Link {
     }
 
     fn learn(&mut self, keys: Vec<Key>) {
-        let slot = |(number, name): (u16, &String)| (name.clone(), Slot { number, keys: Vec::new() });
-        let mut slots: HashMap<String, Slot> = (0..).zip(&self.names).map(slot).collect();
+        let slot = |(number, name): (u16, &String)| (name.as_str().into(), Slot { number, keys: Vec::new() });
+        let mut slots: HashMap<Arc<str>, Slot> = (0..).zip(&self.names).map(slot).collect();
         for key in keys {
-            if let Some(slot) = self.names.get(usize::from(key.slot)).and_then(|name| slots.get_mut(name)) {
+            if let Some(slot) = self.names.get(usize::from(key.slot)).and_then(|name| slots.get_mut(name.as_str())) {
                 slot.keys.push(Arc::new(key));
             }
         }
         self.slots = Arc::new(slots);
     }
 
-    fn put(&mut self, request: u64, slot: u16, state: &mut State, again: bool) {
-        if state.signs() {
-            wire::stamp_again(&mut state.frame, again);
+    /// Say in a frame by which key it is to be signed, and until when. Returns the number of the key manager.
+    fn stamp(&self, job: &mut Job, now: Instant) -> Result<u16, Error> {
+        let Some(slot) = self.slots.get(&job.slot) else {
+            let offered: Vec<&str> = self.slots.keys().map(AsRef::as_ref).collect();
+            let text = format!("The gateway offers this client no key manager {:?}, but {offered:?}.", job.slot);
+            return Err(Error::new(Code::PolicyRefused, text));
+        };
+        if job.signs() {
+            let none = || Error::new(Code::KeyNotFound, "The gateway does not list the key that alone may sign this.");
+            let key = match &job.pin {
+                None => slot.current(),
+                Some(pin) => Some(slot.of(pin).ok_or_else(none)?),
+            };
+            let left = job.deadline.saturating_duration_since(now).as_millis().max(1);
+            // None is known to sign, as in an emergency: the gateway chooses.
+            stamp(&mut job.frame, VERSION_AT, key.map_or(0, |key| key.version).to_le_bytes());
+            stamp(&mut job.frame, TIMEOUT_AT, u32::try_from(left).unwrap_or(u32::MAX).to_le_bytes());
+            (job.key, job.sent) = (key.cloned(), Some(now));
         }
-        wire::stamp(&mut state.frame, request, slot);
-        self.out.extend_from_slice(&state.frame);
+        Ok(slot.number)
+    }
+
+    /// Send a request. It is open from now on.
+    fn put(&mut self, request: u64, slot: u16, mut job: Box<Job>, again: bool) {
+        if job.signs() {
+            job.frame[FLAGS_AT] = job.frame[FLAGS_AT] & HAS_POSITION | if again { AGAIN } else { 0 };
+        }
+        stamp(&mut job.frame, SLOT_AT, slot.to_le_bytes());
+        stamp(&mut job.frame, REQUEST_AT, request.to_le_bytes());
+        self.out.extend_from_slice(&job.frame);
+        self.open.insert(request, job);
     }
 
     /// Have a connection without a sign of life tested. Returns why it is given up, if it is.
@@ -153,62 +176,19 @@ impl Link {
 /// Requests for one key manager.
 #[derive(Default)]
 struct Line {
-    queue: VecDeque<Arc<Job>>,
+    queue: VecDeque<Box<Job>>,
     /// Credits that are in use.
     taken: u32,
 }
 
-/// What becomes of a request that was answered.
-enum Next {
-    /// It is sent again, as a new request, before others.
-    Again,
-    Later(Duration),
-    /// It waits until another key is the current one.
-    Rekeyed,
-    Settled(Result<Answer, Error>),
-}
-
-impl State {
-    /// Whether a request that a host without the epoch has refused goes on: what may have been signed only for the same
-    /// key, and only for Ed25519.
-    fn may_move(&mut self, error: &Error) -> bool {
-        if !self.signs() || self.done {
-            return false;
-        }
-        if error.maybe_signed || self.uncertain {
-            let same = self.key.as_ref().filter(|key| key.algorithm == Algorithm::Ed25519);
-            self.pin = same.map(|key| key.public_key.clone());
-            self.uncertain = true;
-            return same.is_some();
-        }
-        self.sent = None;
-        true
-    }
-
-    /// What becomes of one that was refused.
-    fn refused(&mut self, error: Error, leaves: bool, deadline: Instant) -> Next {
-        if error.maybe_signed || self.uncertain || self.done {
-            return Next::Settled(Err(error));
-        }
-        self.sent = None;
-        if leaves && error.retryable {
-            return Next::Again;
-        }
-        if error.code == Code::QueueFull && error.retryable && error.retry_after_ms > 0 {
-            // Each time it waits longer: many may have been told the same.
-            let pause = Duration::from_millis(error.retry_after_ms.into()) * 2u32.pow(1 + self.refusals);
-            self.refusals = (self.refusals + 1).min(MOST_DOUBLINGS);
-            let pause = jittered(pause);
-            if Instant::now() + pause < deadline {
-                return Next::Later(pause);
-            }
-        }
-        if error.code == Code::KeyNotCurrent && self.pin.is_none() && self.refused_by.is_none() && self.key.is_some() {
-            (self.refused_by, self.refusal) = (self.key.clone(), Some(error));
-            return Next::Rekeyed;
-        }
-        Next::Settled(Err(error))
-    }
+/// The connection with the fewest open requests that does not sign with this key.
+fn pick(links: &[Link], name: &str, without: Option<&Key>) -> Option<usize> {
+    let signs = |link: &Link, key: &Key| {
+        link.slots.get(name).and_then(Slot::current).is_some_and(|one| one.public_key == key.public_key)
+    };
+    let fits = |link: &Link| link.is_ready() && !without.is_some_and(|key| signs(link, key));
+    let all = links.iter().enumerate().filter(|(_, link)| fits(link));
+    all.min_by_key(|(_, link)| link.open.len()).map(|(at, _)| at)
 }
 
 /// What the thread of a connection does.
@@ -232,11 +212,10 @@ pub struct Links {
     pub route: Route,
     pub links: Vec<Link>,
     pub settings: Settings,
-    lines: HashMap<String, Line>,
-    /// Requests for which there was no room, until there may be some.
-    resting: Vec<(Instant, Arc<Job>)>,
-    /// Requests that a key refused, until the gateway says which other one signs.
-    parked: Vec<Arc<Job>>,
+    lines: HashMap<Arc<str>, Line>,
+    /// Requests that wait for a time, such as those for which there was no room, or (None) until the gateway says which
+    /// other key signs.
+    aside: Vec<(Option<Instant>, Box<Job>)>,
     pub client: String,
     credits: u32,
     pub slots: Slots,
@@ -248,8 +227,8 @@ pub struct Links {
     pub closing: bool,
     pub ended: bool,
     pub trouble: Option<Error>,
-    /// Callers to be woken once the lock is free, and whether others may be concerned.
-    pub wakes: Vec<Arc<Job>>,
+    /// What callers are told once the lock is free, and whether others may be concerned.
+    pub told: Vec<(Arc<Reply>, Outcome)>,
     pub news: bool,
 }
 
@@ -261,55 +240,59 @@ impl Links {
     // ---- requests ----------------------------------------------------------------------------------------------------
 
     /// Take a request.
-    pub fn submit(&mut self, job: &Arc<Job>) -> Result<(), Error> {
+    pub fn submit(&mut self, job: Box<Job>) -> Result<(), Error> {
         if self.closing {
             return Err(Error::closed());
         }
-        let most = self.settings.max_waiting;
-        let line = self.lines.entry(job.slot.clone()).or_default();
-        if line.queue.len() + self.resting.len() >= most {
-            line.queue.retain(|one| !one.state().done);
-            if line.queue.len() + self.resting.len() >= most {
-                let error = Error::new(Code::QueueFull, format!("{most} requests wait to be sent."));
-                return Err(Error { retryable: true, ..error });
-            }
+        let (most, name) = (self.settings.max_waiting, job.slot.clone());
+        let line = self.lines.entry(name.clone()).or_default();
+        if line.queue.len() + self.aside.len() >= most {
+            let error = Error::new(Code::QueueFull, format!("{most} requests wait to be sent."));
+            return Err(Error { retryable: true, ..error });
         }
-        line.queue.push_back(job.clone());
+        line.queue.push_back(job);
         self.unsettled += 1;
-        self.pump(&job.slot);
+        self.pump(&name);
         Ok(())
     }
 
     /// Give a request up, for this reason, unless it is settled.
-    pub fn withdraw(&mut self, job: &Arc<Job>, reason: impl FnOnce(&State, Option<&Error>) -> Error) {
-        let mut state = job.state();
-        let trouble = self.trouble.as_ref().filter(|_| !self.links.iter().any(Link::is_ready));
-        let error = reason(&state, trouble);
-        if !self.settle(job, &mut state, Err(error)) {
-            return;
-        }
-        drop(state);
-        for link in self.links.iter_mut().filter(|link| link.is_made()) {
-            if let Some((number, _)) = link.open.iter().find(|(_, one)| Arc::ptr_eq(one, job)) {
-                link.out.extend(wire::about(CANCEL, *number));
+    pub fn withdraw(&mut self, reply: &Arc<Reply>, reason: impl FnOnce(&Job, Option<&Error>) -> Error) {
+        let is = |job: &Job| Arc::ptr_eq(&job.reply, reply);
+        let trouble = self.trouble.clone().filter(|_| !self.links.iter().any(Link::is_ready));
+        for at in 0..self.links.len() {
+            let link = &mut self.links[at];
+            let found = link.open.iter().find(|(_, job)| is(job)).map(|(number, _)| *number);
+            if let Some((number, mut job)) = found.and_then(|number| link.open.remove_entry(&number)) {
+                if link.is_made() {
+                    link.out.extend(wire::about(CANCEL, number));
+                }
+                let error = reason(&job, trouble.as_ref());
+                self.settle(&mut job, Err(error));
+                self.links[at].open.insert(number, job);
+                return;
             }
         }
-        self.resting.retain(|(_, one)| !Arc::ptr_eq(one, job));
-        self.parked.retain(|one| !Arc::ptr_eq(one, job));
+        let queues = self.lines.values_mut().map(|line| &mut line.queue);
+        let mut queued =
+            queues.filter_map(|queue| queue.iter().position(|job| is(job)).and_then(|at| queue.remove(at)));
+        let aside = || self.aside.iter().position(|(_, job)| is(job)).map(|at| self.aside.swap_remove(at).1);
+        if let Some(mut job) = queued.next().or_else(aside) {
+            let error = reason(&job, trouble.as_ref());
+            self.settle(&mut job, Err(error));
+        }
     }
 
     /// Fail what was not sent, or all.
     pub fn fail(&mut self, all: bool) {
         let queued = self.lines.values_mut().flat_map(|line| take(&mut line.queue));
-        let mut jobs: Vec<Arc<Job>> = queued.chain(take(&mut self.parked)).collect();
-        jobs.extend(take(&mut self.resting).into_iter().map(|(_, job)| job));
+        let mut jobs: Vec<Box<Job>> = queued.chain(take(&mut self.aside).into_iter().map(|(_, job)| job)).collect();
         if all {
-            jobs.extend(self.links.iter().flat_map(|link| link.open.values().cloned()));
+            jobs.extend(self.links.iter_mut().flat_map(|link| take(&mut link.open).into_values()));
         }
-        for job in jobs {
-            let mut state = job.state();
-            let maybe = state.maybe_signed();
-            self.settle(&job, &mut state, Err(Error::closed().or_maybe_signed(maybe)));
+        for mut job in jobs {
+            let maybe = job.maybe_signed();
+            self.settle(&mut job, Err(Error::closed().or_maybe_signed(maybe)));
         }
     }
 
@@ -318,60 +301,43 @@ impl Links {
         self.links.iter().flat_map(|link| link.open.values()).map(|job| job.deadline).max()
     }
 
-    fn settle(&mut self, job: &Arc<Job>, state: &mut State, outcome: Result<Answer, Error>) -> bool {
-        if std::mem::replace(&mut state.done, true) {
-            return false;
+    fn settle(&mut self, job: &mut Job, mut outcome: Outcome) {
+        if !std::mem::replace(&mut job.done, true) {
+            let uncertain = job.uncertain && job.signs();
+            if let Ok(Answer::Signed(_, frame)) = &mut outcome {
+                *frame = take(&mut job.frame);
+            }
+            self.told.push((job.reply.clone(), outcome.map_err(|error| error.or_maybe_signed(uncertain))));
+            self.unsettled -= 1;
+            self.news |= self.unsettled == 0;
         }
-        let uncertain = state.uncertain && state.signs();
-        state.outcome = Some(outcome.map_err(|error| error.or_maybe_signed(uncertain)));
-        if state.waits {
-            self.wakes.push(job.clone());
-        }
-        self.unsettled -= 1;
-        self.news |= self.unsettled == 0;
-        true
     }
 
     /// Send what may be sent.
-    fn pump(&mut self, slot: &str) {
+    fn pump(&mut self, name: &str) {
         let now = Instant::now();
-        while let Some(line) = self.lines.get_mut(slot) {
-            let most = if self.route.seeking { self.credits.min(1) } else { self.credits };
-            if line.taken >= most || line.queue.is_empty() {
-                return;
-            }
-            let Some(job) = line.queue.pop_front() else { return };
-            let mut state = job.state();
-            if state.done {
-                continue;
-            }
+        let most = if self.route.seeking { self.credits.min(1) } else { self.credits };
+        while let Some(line) = self.lines.get_mut(name).filter(|line| line.taken < most) {
+            let Some(mut job) = line.queue.pop_front() else { return };
+            let at = pick(&self.links, name, job.refused_by.as_deref());
             if now >= job.deadline {
-                let error = state.late(self.trouble.as_ref());
-                self.settle(&job, &mut state, Err(error));
-                continue;
-            }
-            let Some(at) = self.pick(slot, state.refused_by.as_deref()) else {
-                let elsewhere = state.refused_by.is_some() && self.pick(slot, None).is_some();
-                drop(state);
-                if elsewhere {
-                    self.parked.push(job);
-                    continue;
+                let error = job.late(self.trouble.as_ref());
+                self.settle(&mut job, Err(error));
+            } else if let Some(at) = at {
+                let link = &mut self.links[at];
+                match link.stamp(&mut job, now) {
+                    Err(error) => self.settle(&mut job, Err(error)),
+                    Ok(slot) => {
+                        line.taken += 1;
+                        link.put(link.next, slot, job, false);
+                        link.next += 1;
+                    }
                 }
-                self.lines.entry(job.slot.clone()).or_default().queue.push_front(job);
+            } else if job.refused_by.is_some() && pick(&self.links, name, None).is_some() {
+                self.aside.push((None, job));
+            } else {
+                line.queue.push_front(job);
                 return;
-            };
-            match self.stamp(at, &job, &mut state, now) {
-                Err(error) => {
-                    self.settle(&job, &mut state, Err(error));
-                }
-                Ok(number) => {
-                    let link = &mut self.links[at];
-                    link.put(link.next, number, &mut state, false);
-                    drop(state);
-                    link.open.insert(link.next, job);
-                    link.next += 1;
-                    self.lines.entry(slot.into()).or_default().taken += 1;
-                }
             }
         }
     }
@@ -382,46 +348,16 @@ impl Links {
         }
     }
 
-    /// The connection with the fewest open requests that does not sign with this key.
-    fn pick(&self, slot: &str, without: Option<&Key>) -> Option<usize> {
-        let signs = |link: &Link, key: &Key| {
-            link.slots.get(slot).and_then(Slot::current).is_some_and(|one| one.public_key == key.public_key)
-        };
-        let fits = |link: &Link| link.is_ready() && !without.is_some_and(|key| signs(link, key));
-        let all = self.links.iter().enumerate().filter(|(_, link)| fits(link));
-        all.min_by_key(|(_, link)| link.open.len()).map(|(at, _)| at)
-    }
-
-    /// Say in a frame by which key it is to be signed. Returns the number of the key manager.
-    fn stamp(&self, at: usize, job: &Job, state: &mut State, now: Instant) -> Result<u16, Error> {
-        let slots = &self.links[at].slots;
-        let Some(slot) = slots.get(&job.slot) else {
-            let offered: Vec<&str> = slots.keys().map(String::as_str).collect();
-            let text = format!("The gateway offers this client no key manager {:?}, but {offered:?}.", job.slot);
-            return Err(Error::new(Code::PolicyRefused, text));
-        };
-        if state.signs() {
-            let key = match &state.pin {
-                None => slot.current(),
-                Some(pin) => Some(slot.of(pin).ok_or_else(|| {
-                    Error::new(Code::KeyNotFound, "The gateway does not list the key that alone may sign this.")
-                })?),
-            };
-            let left = job.deadline.saturating_duration_since(now).as_millis().max(1);
-            // None is known to sign, as in an emergency: the gateway chooses.
-            wire::stamp_version(&mut state.frame, key.map_or(0, |key| key.version));
-            wire::stamp_timeout(&mut state.frame, u32::try_from(left).unwrap_or(u32::MAX));
-            (state.key, state.sent) = (key.cloned(), Some(now));
-        }
-        Ok(slot.number)
-    }
-
     /// A request is off a connection.
-    fn release(&mut self, at: usize, request: u64) {
-        if let Some(job) = self.links[at].open.remove(&request) {
-            if let Some(line) = self.lines.get_mut(&job.slot) {
-                line.taken -= 1;
-            }
+    fn release(&mut self, at: usize, request: u64) -> Option<Box<Job>> {
+        let job = self.links[at].open.remove(&request)?;
+        self.free(&job.slot);
+        Some(job)
+    }
+
+    fn free(&mut self, name: &str) {
+        if let Some(line) = self.lines.get_mut(name) {
+            line.taken -= 1;
         }
     }
 
@@ -440,7 +376,7 @@ impl Links {
             link.quiet = false;
             match wire::cut(&data[read..]) {
                 Ok(Err(wanted)) => return Some((read, wanted)),
-                Err(error) => break error.into(),
+                Err(error) => break error,
                 Ok(Ok((frame, size))) => {
                     read += size;
                     if let Err(error) = self.take(at, &frame) {
@@ -455,39 +391,21 @@ impl Links {
 
     fn take(&mut self, at: usize, frame: &Frame) -> Result<(), Error> {
         let link = &mut self.links[at];
-        if frame.kind == ERROR && frame.request == 0 {
-            link.reason = Some(wire::read_error(frame.body)?);
-            return Ok(());
-        }
-        if !link.is_made() {
-            if frame.kind != WELCOME {
-                return Err(WireError(format!("type {} before WELCOME", frame.kind)).into());
-            }
-            return self.welcome(at, wire::read_welcome(frame.body)?);
-        }
-        match frame.kind {
-            KEYS => {
-                link.learn(wire::read_keys(frame.body)?);
+        match (frame.read()?, link.is_made()) {
+            (Said::Error(error), _) if frame.request == 0 => link.reason = Some(error),
+            (Said::Welcome(found), false) => return self.welcome(at, found),
+            (_, false) | (Said::Welcome(_), _) => return bad(format!("type {} out of turn", frame.kind)),
+            (Said::Keys(keys), _) => {
+                link.learn(keys);
                 self.keys_changed(at);
             }
-            CREDIT => {
-                self.credits = wire::read_credit(frame.body)?;
+            (Said::Credit(credits), _) => {
+                self.credits = credits;
                 self.pump_all();
             }
-            PONG => {
-                wire::read_pong(frame.body)?;
-                link.useful = true;
-            }
-            GOAWAY => {
-                let (left_ms, _) = wire::read_goaway(frame.body)?;
-                link.leave(LEAVE + Duration::from_millis(left_ms.into()));
-            }
-            WELCOME => return Err(WireError("a second WELCOME".into()).into()),
-            kind => match link.open.get(&frame.request).cloned() {
-                Some(job) => return self.answer(at, &job, frame),
-                None if frame.request < link.next => {}
-                None => return Err(WireError(format!("type {kind} answers {}, not asked", frame.request)).into()),
-            },
+            (Said::Pong(_), _) => link.useful = true,
+            (Said::Goaway(left_ms, _), _) => link.leave(LEAVE + Duration::from_millis(left_ms.into())),
+            (said, _) => return self.answer(at, frame.request, said),
         }
         Ok(())
     }
@@ -496,7 +414,7 @@ impl Links {
         let link = &mut self.links[at];
         link.names = found.slots;
         link.learn(found.keys);
-        let others = |(name, slot): (&String, &Slot)| {
+        let others = |(name, slot): (&Arc<str>, &Slot)| {
             let known = self.slots.get(name).map_or(&[][..], |known| &known.keys);
             let known: HashSet<&[u8]> = known.iter().map(|key| &key.public_key[..]).collect();
             !known.is_empty()
@@ -525,94 +443,78 @@ impl Links {
     /// Send what is open again, on a new connection.
     fn resend(&mut self, at: usize, same: bool) {
         let now = Instant::now();
-        for (request, job) in self.links[at].open.clone() {
-            let (link, mut state) = (&mut self.links[at], job.state());
-            let slot = link.slots.get(&job.slot);
-            let mut number = slot.map(|slot| slot.number);
-            if !same || state.sent.is_none_or(|sent| now - sent >= link.remember) {
+        for (request, mut job) in take(&mut self.links[at].open) {
+            let link = &mut self.links[at];
+            let mut slot = link.slots.get(&job.slot);
+            if !same || job.sent.is_none_or(|sent| now - sent >= link.remember) {
                 // It is remembered nowhere: only a signature that comes out the same may be asked for again.
-                state.uncertain = true;
-                let before = state.key.as_ref().map_or(&[][..], |key| &key.public_key);
-                let key =
-                    slot.and_then(|slot| slot.of(before)).filter(|key| key.algorithm == Algorithm::Ed25519).cloned();
-                number = number.filter(|_| key.is_some());
+                job.uncertain = true;
+                let key = job.repeats().and_then(|key| slot?.of(&key.public_key)).cloned();
+                slot = slot.filter(|_| key.is_some());
                 if let Some(key) = key {
-                    wire::stamp_version(&mut state.frame, key.version);
-                    (state.key, state.sent) = (Some(key), Some(now));
+                    stamp(&mut job.frame, VERSION_AT, key.version.to_le_bytes());
+                    (job.key, job.sent) = (Some(key), Some(now));
                 }
             }
-            if let Some(number) = number {
-                link.put(request, number, &mut state, true);
+            if let Some(number) = slot.map(|slot| slot.number) {
+                link.put(request, number, job, true);
                 continue;
             }
-            self.release(at, request);
-            let error = Error::new(
-                Code::HostLost,
-                "The gateway was lost with the request, and a second signature could differ.",
-            );
-            self.settle(&job, &mut state, Err(error.or_maybe_signed(true)));
+            let text = "The gateway was lost with the request, and a second signature could differ.";
+            self.free(&job.slot);
+            self.settle(&mut job, Err(Error::new(Code::HostLost, text).or_maybe_signed(true)));
         }
     }
 
     fn keys_changed(&mut self, at: usize) {
         (self.slots, self.told_at) = (self.links[at].slots.clone(), self.links[at].at);
         // Each connection is told on its own, so also where the news is none any more.
-        for job in take(&mut self.parked) {
-            self.go(&job, Next::Rekeyed);
-            self.pump(&job.slot);
+        self.call_back(|when| when.is_none());
+    }
+
+    /// Have requests that stand aside go on.
+    fn call_back(&mut self, whom: impl Fn(Option<Instant>) -> bool) {
+        let (due, later) = take(&mut self.aside).into_iter().partition(|(when, _)| whom(*when));
+        self.aside = later;
+        for (when, job) in due {
+            let name = job.slot.clone();
+            self.go(job, if when.is_none() { Next::Rekeyed } else { Next::Again });
+            self.pump(&name);
         }
     }
 
-    fn answer(&mut self, at: usize, job: &Arc<Job>, frame: &Frame) -> Result<(), Error> {
-        let (link, mut state) = (&mut self.links[at], job.state());
-        let (place, asked) = (link.at, state.frame[4]);
-        let value = match (frame.kind, asked) {
-            (ERROR, _) => Err(Error { request: Some(frame.request), ..wire::read_error(frame.body)? }),
-            (DONE, MANAGE) => Ok(Answer::Done(wire::read_done(frame.body)?)),
-            (SIGNED, SIGN) => {
-                let mut found = wire::read_signed(frame.body)?;
-                let listed = link.slots.get(&job.slot).map_or(&[][..], |slot| &slot.keys);
-                found.key =
-                    state.key.clone().or_else(|| listed.iter().find(|key| key.version == found.version).cloned());
-                if let Some(key) = state.key.as_ref().filter(|key| key.version != found.version) {
-                    return Err(WireError(format!("signed by version {}, not {}", found.version, key.version)).into());
-                }
-                Ok(Answer::Signed(found))
-            }
-            (kind, _) => return Err(WireError(format!("type {kind} answers type {asked}")).into()),
+    fn answer(&mut self, at: usize, request: u64, said: Said) -> Result<(), Error> {
+        let link = &mut self.links[at];
+        let (place, leaves) = (link.at, !link.is_ready());
+        let Some(job) = link.open.get_mut(&request) else {
+            return if request < link.next { Ok(()) } else { bad(format!("an answer to {request}, not asked")) };
         };
-        let next = match value {
+        let answer = match (said, job.frame[TYPE_AT]) {
+            (Said::Error(error), _) => Err(Error { request: Some(request), ..error }),
+            (Said::Done(text), MANAGE) => Ok(Answer::Done(text)),
+            (Said::Signed(made), SIGN) if job.key.as_ref().is_none_or(|key| key.version == made.version) => {
+                let listed = || link.slots.get(&job.slot)?.keys.iter().find(|key| key.version == made.version);
+                let key = job.key.as_ref().or_else(listed).cloned();
+                Ok(Answer::Signed(Signature { key, ..made }, Vec::new()))
+            }
+            _ => return bad(format!("an answer to {request} that is none to what was asked")),
+        };
+        let Some(mut job) = self.release(at, request) else { return Ok(()) };
+        let next = match answer {
             Ok(answer) => {
-                link.useful = true;
-                self.route.seeking &= !state.signs();
+                self.links[at].useful = true;
+                self.route.seeking &= !job.signs();
                 Next::Settled(Ok(answer))
             }
             Err(error) if error.code == Code::NotHolder && self.route.several() => {
                 let doubts = self.route.refused(place, &error.holder);
                 self.links.iter_mut().filter(|one| !doubts && one.at == place).for_each(|one| one.leave(LEAVE));
-                if state.may_move(&error) {
-                    state.refusal = Some(error);
-                    state.refusals += 1;
-                    let doubt = jittered(DOUBT * 2u32.pow(state.refusals.min(MOST_DOUBLINGS)));
-                    if doubts {
-                        Next::Later(doubt)
-                    } else {
-                        Next::Again
-                    }
-                } else {
-                    Next::Settled(Err(error))
-                }
+                job.moved(error, doubts)
             }
-            Err(error) => state.refused(error, !link.is_ready(), job.deadline),
+            Err(error) => job.refused(error, leaves),
         };
-        if let Next::Settled(outcome) = next {
-            self.settle(job, &mut state, outcome);
-            drop(state);
-        } else {
-            drop(state);
-            self.go(job, next);
-        }
-        self.release(at, frame.request);
+        let name = job.slot.clone();
+        self.go(job, next);
         let link = &mut self.links[at];
         link.answered += 1;
         if link.answered >= ACK_EVERY {
@@ -621,36 +523,24 @@ impl Links {
             link.out.extend(wire::about(ACK, lowest));
         }
         link.stirred |= link.open.is_empty() && !link.is_ready();
-        self.pump(&job.slot);
+        self.pump(&name);
         Ok(())
     }
 
-    fn go(&mut self, job: &Arc<Job>, next: Next) {
-        let mut state = job.state();
-        if state.done {
-            return;
-        }
-        if self.closing {
-            self.settle(job, &mut state, Err(Error::closed()));
-            return;
-        }
-        let refused_by = state.refused_by.clone();
-        drop(state);
+    fn go(&mut self, mut job: Box<Job>, next: Next) {
+        let rekeyed = || {
+            let current = self.slots.get(&job.slot).and_then(Slot::current);
+            current.zip(job.refused_by.as_ref()).is_none_or(|(one, other)| one.public_key != other.public_key)
+        };
         match next {
+            Next::Settled(outcome) => self.settle(&mut job, outcome),
+            _ if self.closing => self.settle(&mut job, Err(Error::closed())),
             Next::Later(pause) => {
-                self.resting.push((Instant::now() + pause, job.clone()));
+                self.aside.push((Some(Instant::now() + pause), job));
                 self.links.iter_mut().for_each(|link| link.stirred = true);
             }
-            Next::Rekeyed
-                if self
-                    .slots
-                    .get(&job.slot)
-                    .and_then(Slot::current)
-                    .is_some_and(|current| refused_by.is_some_and(|key| key.public_key == current.public_key)) =>
-            {
-                self.parked.push(job.clone());
-            }
-            _ => self.lines.entry(job.slot.clone()).or_default().queue.push_front(job.clone()),
+            Next::Rekeyed if !rekeyed() => self.aside.push((None, job)),
+            _ => self.lines.entry(job.slot.clone()).or_default().queue.push_front(job),
         }
     }
 
@@ -667,15 +557,10 @@ impl Links {
                 link.out = buffer;
             }
         }
-        let (due, later) = take(&mut self.resting).into_iter().partition(|(when, _)| *when <= now);
-        self.resting = later;
-        for (_, job) in due {
-            self.go(&job, Next::Again);
-            self.pump(&job.slot);
-        }
+        self.call_back(|when| when.is_some_and(|when| when <= now));
         let link = &mut self.links[at];
         link.stirred = false;
-        let mut wake = self.resting.iter().map(|(when, _)| *when).min().unwrap_or(now + Duration::from_secs(3600));
+        let mut wake = self.aside.iter().filter_map(|(when, _)| *when).min().unwrap_or(now + Duration::from_secs(3600));
         let fault = match link.phase {
             _ if self.ended => None,
             Phase::Away(when) if when <= now => return self.begin(at, now),
@@ -741,14 +626,11 @@ impl Links {
         let mut error = link.reason.take().unwrap_or(error);
         let hint = if error.code == Code::HostLost { " Is `hsmcore gateway` running there?" } else { "" };
         error.text = format!("{}: {}.{hint}", self.route.addresses[place], error.text.trim_end_matches('.'));
-        for (request, job) in link.open.clone() {
-            let mut state = job.state();
-            // Requests for signatures are kept, to be sent again. Of others, no answer is remembered.
-            if !state.signs() || state.done {
-                self.release(at, request);
-                let broke = Error::new(Code::HostLost, "The connection broke before the gateway answered.");
-                self.settle(&job, &mut state, Err(broke));
-            }
+        // Requests for signatures are kept, to be sent again. Of others, no answer is remembered.
+        let lost = link.open.iter().filter(|(_, job)| !job.signs() || job.done).map(|(number, _)| *number);
+        for number in lost.collect::<Vec<_>>() {
+            let broke = Error::new(Code::HostLost, "The connection broke before the gateway answered.");
+            self.release(at, number).iter_mut().for_each(|job| self.settle(job, Err(broke.clone())));
         }
         let now = Instant::now();
         if was && self.links[at].useful && !self.route.seeking {

@@ -1,34 +1,30 @@
 //! Frames of hsmcore-wire/1, as bytes and as values: a client's half. docs/WIRE.md of hsmcore specifies them.
 
+use std::fmt::Display;
 use std::sync::Arc;
 
 use crate::error::Error;
 pub use crate::tables::*;
 
 /// Bytes before a body.
-pub const HEAD_BYTES: usize = 16;
+const HEAD_BYTES: usize = 16;
 const LENGTH_BYTES: usize = 4;
-/// Where the fields of SIGN stand in its frame.
-const TIMEOUT_AT: usize = 17;
-const VERSION_AT: usize = 29;
+/// Where the fields stand that a frame is stamped with when it is sent: of each one, and of SIGN.
+pub const TYPE_AT: usize = 4;
+pub const FLAGS_AT: usize = 5;
+pub const SLOT_AT: usize = 6;
+pub const REQUEST_AT: usize = 8;
+pub const TIMEOUT_AT: usize = 17;
+pub const VERSION_AT: usize = 29;
 /// Where the message of SIGN begins.
 pub const MESSAGE_AT: usize = 33;
 const HOLDER: &str = "\nholder: ";
 
+type Read<T> = Result<T, Error>;
+
 /// Bytes that are no frame, or none that a gateway sends. The connection is of no more use.
-#[derive(Debug, PartialEq, Eq)]
-pub struct WireError(pub String);
-
-impl From<WireError> for Error {
-    fn from(fault: WireError) -> Self {
-        Error::lost(format!("it does not speak hsmcore-wire/1: {}", fault.0))
-    }
-}
-
-type Read<T> = Result<T, WireError>;
-
-fn bad<T>(says: impl Into<String>) -> Read<T> {
-    Err(WireError(says.into()))
+pub fn bad<T>(says: impl Display) -> Read<T> {
+    Err(Error::lost(format!("it does not speak hsmcore-wire/1: {says}")))
 }
 
 /// A version of a key, as the gateway tells it.
@@ -108,7 +104,7 @@ pub fn hello(nonce: &[u8; NONCE_BYTES], program: &str) -> Vec<u8> {
 pub fn sign(message: &[u8], kind: Kind, position: Option<u64>) -> Vec<u8> {
     let place = position.unwrap_or(0).to_le_bytes();
     let mut made = frame(SIGN, &[&[kind as u8], &[0; 4], &place, &[0; 4], message]);
-    made[5] = if position.is_some() { HAS_POSITION } else { 0 };
+    made[FLAGS_AT] = if position.is_some() { HAS_POSITION } else { 0 };
     made
 }
 
@@ -130,35 +126,18 @@ pub fn ping(data: &[u8]) -> Vec<u8> {
 #[must_use]
 pub fn about(kind: u8, request: u64) -> Vec<u8> {
     let mut made = frame(kind, &[]);
-    stamp(&mut made, request, 0);
+    stamp(&mut made, REQUEST_AT, request.to_le_bytes());
     made
 }
 
-/// Say which request it is, and for which key manager.
-pub fn stamp(made: &mut [u8], request: u64, slot: u16) {
-    made[6..8].copy_from_slice(&slot.to_le_bytes());
-    made[8..HEAD_BYTES].copy_from_slice(&request.to_le_bytes());
-}
-
-/// Say by which version a SIGN is to be signed.
-pub fn stamp_version(made: &mut [u8], version: u32) {
-    made[VERSION_AT..MESSAGE_AT].copy_from_slice(&version.to_le_bytes());
-}
-
-/// Say within which time a SIGN is to be answered.
-pub fn stamp_timeout(made: &mut [u8], timeout_ms: u32) {
-    made[TIMEOUT_AT..TIMEOUT_AT + 4].copy_from_slice(&timeout_ms.to_le_bytes());
-}
-
-/// Say whether a SIGN was sent before.
-pub fn stamp_again(made: &mut [u8], again: bool) {
-    made[5] = made[5] & HAS_POSITION | if again { AGAIN } else { 0 };
+/// Write a field's bytes at its place.
+pub fn stamp<const N: usize>(made: &mut [u8], at: usize, field: [u8; N]) {
+    made[at..at + N].copy_from_slice(&field);
 }
 
 // ---- what a gateway sends --------------------------------------------------------------------------------------------
 
 /// A frame of a gateway's.
-#[derive(Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Frame<'a> {
     pub kind: u8,
@@ -189,6 +168,10 @@ pub fn cut(data: &[u8]) -> Read<Result<(Frame<'_>, usize), usize>> {
     Ok(Ok((Frame { kind, slot: fields.u16()?, request: fields.u64()?, body: fields.0 }, size)))
 }
 
+macro_rules! integers {
+    ($($form:ident)*) => { $(fn $form(&mut self) -> Read<$form> { Ok($form::from_le_bytes(self.fixed()?)) })* };
+}
+
 /// Reads a body field by field.
 struct Fields<'a>(&'a [u8]);
 
@@ -205,21 +188,7 @@ impl<'a> Fields<'a> {
         Ok(self.raw(N)?.try_into().expect("so many bytes were taken"))
     }
 
-    fn u8(&mut self) -> Read<u8> {
-        Ok(self.fixed::<1>()?[0])
-    }
-
-    fn u16(&mut self) -> Read<u16> {
-        Ok(u16::from_le_bytes(self.fixed()?))
-    }
-
-    fn u32(&mut self) -> Read<u32> {
-        Ok(u32::from_le_bytes(self.fixed()?))
-    }
-
-    fn u64(&mut self) -> Read<u64> {
-        Ok(u64::from_le_bytes(self.fixed()?))
-    }
+    integers! { u8 u16 u32 u64 }
 
     fn text(&mut self, size: usize) -> Read<String> {
         String::from_utf8(self.raw(size)?.to_vec()).or_else(|_| bad("a text that is not UTF-8"))
@@ -245,66 +214,31 @@ impl<'a> Fields<'a> {
         let public_key = self.raw(size.into())?.to_vec();
         Ok(Key { slot, version, current: state == 1, algorithm, id, public_key, kinds: self.u16()? })
     }
-}
 
-/// Read a body of which nothing may be left.
-fn whole<'a, T>(body: &'a [u8], read: impl FnOnce(&mut Fields<'a>) -> Read<T>) -> Read<T> {
-    let mut fields = Fields(body);
-    let found = read(&mut fields)?;
-    if fields.0.is_empty() {
-        Ok(found)
-    } else {
-        bad("bytes behind the last field")
-    }
-}
-
-fn named<T: Copy>(names: &[T], number: u8) -> Read<T> {
-    names.get(usize::from(number)).copied().map_or_else(|| bad(format!("number {number} means nothing")), Ok)
-}
-
-/// Read WELCOME.
-pub fn read_welcome(body: &[u8]) -> Read<Welcome> {
-    whole(body, |fields| {
-        let version = fields.u16()?;
+    fn welcome(&mut self) -> Read<Welcome> {
+        let version = self.u16()?;
         if version != VERSION {
             return bad(format!("version {version} of the protocol; this is {VERSION}"));
         }
         Ok(Welcome {
-            instance: fields.fixed()?,
-            credits: fields.u32()?,
-            message_bytes: fields.u32()?,
-            batch: fields.u16()?,
-            remember_ms: fields.u32()?,
-            client: fields.text8()?,
-            slots: fields.list(Fields::text8)?,
-            keys: fields.list(Fields::key)?,
+            instance: self.fixed()?,
+            credits: self.u32()?,
+            message_bytes: self.u32()?,
+            batch: self.u16()?,
+            remember_ms: self.u32()?,
+            client: self.text8()?,
+            slots: self.list(Self::text8)?,
+            keys: self.list(Self::key)?,
         })
-    })
-}
+    }
 
-/// Read KEYS.
-pub fn read_keys(body: &[u8]) -> Read<Vec<Key>> {
-    whole(body, |fields| fields.list(Fields::key))
-}
-
-/// Read SIGNED. Which key it is, the connection knows.
-pub fn read_signed(body: &[u8]) -> Read<Signature> {
-    whole(body, |fields| {
-        let (version, level, record) = (fields.u32()?, named(Level::ALL, fields.u8()?)?, fields.u64()?);
-        let (bytes, audit_seq) = (fields.raw(fields.0.len())?.to_vec(), (record != NO_RECORD).then_some(record));
-        Ok(Signature { bytes, key: None, version, level, audit_seq })
-    })
-}
-
-/// Read ERROR.
-pub fn read_error(body: &[u8]) -> Read<Error> {
-    whole(body, |fields| {
-        let flags = fields.u8()?;
+    fn error(&mut self) -> Read<Error> {
+        let flags = self.u8()?;
         if flags > RETRYABLE | MAYBE_SIGNED {
             return bad(format!("flags {flags} of an error"));
         }
-        let (retry_after_ms, status, _class, size) = (fields.u32()?, fields.text8()?, fields.text8()?, fields.u16()?);
-        let says = fields.text(size.into())?;
+        let (retry_after_ms, status, _class, size) = (self.u32()?, self.text8()?, self.text8()?, self.u16()?);
+        let says = self.text(size.into())?;
         let code = Code::ALL.iter().copied().find(|one| one.name() == status).unwrap_or(Code::Other);
         let (text, holder) = match says.split_once(HOLDER) {
             Some((text, holder)) if code == Code::NotHolder => (text.into(), holder.into()),
@@ -313,29 +247,59 @@ pub fn read_error(body: &[u8]) -> Read<Error> {
         };
         let (retryable, maybe_signed) = (flags & RETRYABLE != 0, flags & MAYBE_SIGNED != 0);
         Ok(Error { code, retryable, maybe_signed, retry_after_ms, request: None, holder, text })
-    })
-}
+    }
 
-/// Read GOAWAY: the milliseconds that are left, and why.
-pub fn read_goaway(body: &[u8]) -> Read<(u32, String)> {
-    whole(body, |fields| Ok((fields.u32()?, fields.text8()?)))
-}
-
-/// Read CREDIT.
-pub fn read_credit(body: &[u8]) -> Read<u32> {
-    whole(body, Fields::u32)
-}
-
-/// Read PONG: what PING had.
-pub fn read_pong(body: &[u8]) -> Read<&[u8]> {
-    if body.len() > MOST_PING {
-        bad("a long PONG")
-    } else {
-        Ok(body)
+    fn rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.0)
     }
 }
 
-/// Read DONE.
-pub fn read_done(body: &[u8]) -> Read<String> {
-    Fields(body).text(body.len())
+fn named<T: Copy>(names: &[T], number: u8) -> Read<T> {
+    names.get(usize::from(number)).copied().map_or_else(|| bad(format!("number {number} means nothing")), Ok)
+}
+
+/// What a frame says.
+#[allow(missing_docs)]
+pub enum Said<'a> {
+    Welcome(Welcome),
+    Keys(Vec<Key>),
+    /// Which key it is, the connection knows.
+    Signed(Signature),
+    Error(Error),
+    /// The milliseconds that are left, and why.
+    Goaway(u32, String),
+    Credit(u32),
+    /// What PING had.
+    Pong(&'a [u8]),
+    Done(String),
+    /// An answer to what this client does not ask.
+    Other,
+}
+
+impl<'a> Frame<'a> {
+    /// Read the body, of which nothing may be left.
+    pub fn read(&self) -> Read<Said<'a>> {
+        let mut fields = Fields(self.body);
+        let said = match self.kind {
+            WELCOME => Said::Welcome(fields.welcome()?),
+            KEYS => Said::Keys(fields.list(Fields::key)?),
+            SIGNED => {
+                let (version, level, record) = (fields.u32()?, named(Level::ALL, fields.u8()?)?, fields.u64()?);
+                let (bytes, audit_seq) = (fields.rest().to_vec(), (record != NO_RECORD).then_some(record));
+                Said::Signed(Signature { bytes, key: None, version, level, audit_seq })
+            }
+            ERROR => Said::Error(fields.error()?),
+            GOAWAY => Said::Goaway(fields.u32()?, fields.text8()?),
+            CREDIT => Said::Credit(fields.u32()?),
+            PONG if self.body.len() > MOST_PING => return bad("a long PONG"),
+            PONG => Said::Pong(fields.rest()),
+            DONE => Said::Done(fields.text(self.body.len())?),
+            _ => return Ok(Said::Other),
+        };
+        if fields.0.is_empty() {
+            Ok(said)
+        } else {
+            bad("bytes behind the last field")
+        }
+    }
 }

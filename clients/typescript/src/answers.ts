@@ -103,9 +103,10 @@ export function readSigned(body: Buffer): Signed {
   if (body.length < 13) throw new WireError("a field ends behind the frame");
   const level = LEVELS[body[4]!];
   if (level === undefined) throw new WireError(`number ${body[4]} means nothing`);
-  const record = body.readBigUInt64LE(5);
-  const signature = Buffer.from(body.subarray(13));
-  return { version: body.readUInt32LE(0), level, auditSeq: record === NO_RECORD ? null : record, signature };
+  const none = body.readUInt32LE(5) === 0xffff_ffff && body.readUInt32LE(9) === 0xffff_ffff;
+  const signature = Buffer.allocUnsafe(body.length - 13);
+  body.copy(signature, 0, 13);
+  return { version: body.readUInt32LE(0), level, auditSeq: none ? null : body.readBigUInt64LE(5), signature };
 }
 
 export const readSignedMany = (body: Buffer): { version: number; outcomes: (Buffer | HsmError)[] } =>

@@ -5,6 +5,7 @@ import { EventEmitter } from "node:events";
 import { setImmediate as nextTurn } from "node:timers/promises";
 
 import { type BatchedSignature, readBatchProof } from "./batched.js";
+import { Deadlines } from "./deadlines.js";
 import { badArgument, closed, HsmError, lost } from "./errors.js";
 import { Job, type JobFields, type Settler } from "./job.js";
 import { hex, Link, type LinkOwner, type Slot } from "./link.js";
@@ -37,6 +38,7 @@ export interface ClientEvents {
 }
 
 const NO_KEY = Buffer.alloc(0);
+const NONE = {};
 
 export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Settler {
   private readonly links: Link[];
@@ -47,6 +49,7 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
   private readonly connectTimeoutMs: number;
   private readonly maxWaiting: number;
   private readonly currentSpan: () => TraceParent | undefined;
+  private readonly deadlines = new Deadlines(() => [...this.jobs()]);
   private readonly unsent = new Unsent((jobs) => this.again(...jobs));
   /** Refused by a key that is no longer current, until the gateway says which one is. */
   private readonly parked = new Set<Job>();
@@ -108,6 +111,7 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
       for (const job of [...this.unsent.all, ...this.parked]) job.fail(closed("The client was closed."), true);
       this.unsent.end();
       if (this.unsettled > 0) await new Promise<void>((resolve) => (this.idle = resolve));
+      this.deadlines.end();
       await Promise.all(this.links.map((link) => link.close()));
     })();
     return this.closing;
@@ -115,13 +119,21 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
 
   // ---- what it is asked for ------------------------------------------------------------------------------------
 
-  async sign(message: Uint8Array, options: SignOptions = {}): Promise<Receipt> {
-    this.check(message);
-    const job = this.job(wire.sign(message, fieldsOf(options)), options);
-    const { version, level, auditSeq, signature } = (await job.promise) as Signed;
+  /** Not `async`: a promise for each signature is enough. */
+  sign(message: Uint8Array, options: SignOptions = NONE): Promise<Receipt> {
+    try {
+      this.check(message);
+      return this.job(wire.sign(message, fieldsOf(options)), options).promise as Promise<Receipt>;
+    } catch (error) {
+      return Promise.reject(error as Error);
+    }
+  }
+
+  shown(job: Job, answer: unknown): unknown {
+    if (!wire.isSign(job.frame)) return answer;
+    const { version, level, auditSeq, signature } = answer as Signed;
     this.noteLevel(job.slot, level);
-    const { id: keyId = "", publicKey = NO_KEY } = job.key ?? {};
-    return { signature, keyId, publicKey, version, level, auditSeq };
+    return { signature, keyId: job.key?.id ?? "", publicKey: job.key?.publicKey ?? NO_KEY, version, level, auditSeq };
   }
 
   /** Have a message put into a batch of which only the root is signed. The proof is verified here. */
@@ -216,7 +228,7 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
     }
   }
 
-  private job(frame: Buffer, options: RequestOptions & { keyId?: string }, more: Partial<JobFields> = {}): Job {
+  private job(frame: Buffer, options: RequestOptions & { keyId?: string }, more: JobFields = NONE): Job {
     this.requireOpen();
     if (this.unsent.size >= this.maxWaiting) {
       const fault = { status: "QUEUE_FULL", class: "RETRY", retryable: true };
@@ -227,11 +239,10 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
     if (!(timeoutMs > 0 && timeoutMs <= MOST_MS)) throw badArgument("timeoutMs must be a positive number.");
     const pin = keyId === undefined ? undefined : this.version(slot, keyId);
     this.unsettled++;
-    const trace = traceparent && wire.traceOf(traceparent);
-    const job = new Job(
-      { frame, slot, timeoutMs, signal, trace: trace || undefined, pin: pin && hex(pin), ...more },
-      this,
-    );
+    const trace = (traceparent && wire.traceOf(traceparent)) || undefined;
+    if (signal || trace || pin) more = { signal, trace, pin: pin && hex(pin), ...more };
+    const job = new Job(frame, slot, timeoutMs, this, more);
+    this.deadlines.watch(job);
     if (job.refusedBy) this.rekey(job);
     else if (!job.done) this.enqueue(job);
     return job;
@@ -256,7 +267,7 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
   private async batch(
     messages: Uint8Array[],
     options: SignManyOptions,
-    before: Partial<JobFields> = {},
+    before: JobFields = {},
   ): Promise<(Buffer | HsmError)[]> {
     const more = { weight: messages.length, ...before };
     const started = performance.now();
@@ -311,27 +322,36 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
   // ---- when requests are sent ----------------------------------------------------------------------------------
 
   private enqueue(job: Job): void {
-    this.unsent.line(job.slot).add(job);
-    this.pump(job.slot);
+    const line = this.unsent.line(job.slot);
+    if (line.size > 0 || !this.sends(job, line)) line.add(job);
   }
 
   private pump(slot: string): void {
     const line = this.unsent.line(slot);
-    for (const job of line) {
-      // A batch that is larger than all credits goes alone, and the gateway says what it thinks of it.
-      const taken = this.taken.get(slot) ?? 0;
-      const most = this.route.seeking ? Math.min(1, this.most) : this.most;
-      if (most === 0 || (taken > 0 && taken + job.weight > most)) return;
-      const link = this.pick(job);
-      if (!link && !(job.refusedBy && this.pick())) return;
-      line.delete(job);
-      if (!link) {
-        this.parked.add(job);
-        continue;
-      }
-      this.taken.set(slot, taken + job.weight);
+    for (const job of line) if (!this.sends(job, line)) return;
+  }
+
+  /** Send it, or park it, if there is room for it. Returns whether there was: it is in the line no more. */
+  private sends(job: Job, line: Set<Job>): boolean {
+    // A batch that is larger than all credits goes alone, and the gateway says what it thinks of it.
+    const taken = this.taken.get(job.slot) ?? 0;
+    const most = this.route.seeking ? Math.min(1, this.most) : this.most;
+    if (most === 0 || (taken > 0 && taken + job.weight > most)) return false;
+    const link = this.pick(job);
+    if (!link && !(job.refusedBy && this.pick())) return false;
+    line.delete(job);
+    if (link) {
+      this.taken.set(job.slot, taken + job.weight);
       link.send(job);
-    }
+    } else this.parked.add(job);
+    return true;
+  }
+
+  /** All that is not answered. */
+  private *jobs(): Iterable<Job> {
+    yield* this.unsent.all;
+    yield* this.parked;
+    for (const link of this.links) yield* link.open.values();
   }
 
   /** The connection with the fewest open requests; for a request that a key refused, one that knows of another key. */

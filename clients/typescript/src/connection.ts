@@ -11,6 +11,7 @@ import { type Frame, readError, Splitter, Type, WireError } from "./wire.js";
 
 /** How long a gateway may take to close its side. */
 export const CLOSE_MS = 1_000;
+const READ_BYTES = 1 << 16;
 
 export interface ConnectionOptions {
   /** Of the gateway's certificate, and our own; PEM files, read for each connection. */
@@ -53,8 +54,19 @@ export class Connection {
     const { owner } = this;
     const splitter = new Splitter();
     let socket: Socket;
+    const hear = (data: Buffer): void => {
+      this.quiet = false;
+      this.heardAt = performance.now();
+      try {
+        splitter.feed(data, take);
+      } catch (error) {
+        if (!(error instanceof WireError)) throw error;
+        socket.destroy(error);
+      }
+      if (owner.isReady) clearTimeout(waiting);
+    };
     try {
-      socket = dial(address, this.options);
+      socket = dial(address, this.options, hear);
     } catch (error) {
       owner.gone(error);
       return;
@@ -67,17 +79,7 @@ export class Connection {
     const waiting = setTimeout(() => socket.destroy(lost(`no word from it within ${tryMs} ms`)), tryMs);
     this.waiting = waiting;
     this.pulse = setInterval(this.beat, this.options.pingMs).unref();
-    socket.on("data", (data: Buffer) => {
-      this.quiet = false;
-      this.heardAt = performance.now();
-      try {
-        splitter.feed(data, take);
-      } catch (error) {
-        if (!(error instanceof WireError)) throw error;
-        socket.destroy(error);
-      }
-      if (owner.isReady) clearTimeout(waiting);
-    });
+    socket.on("data", hear); // by TLS, and where `onread` is unknown
     socket.on("error", (error) => {
       if (!(reason instanceof HsmError)) reason = error;
     });
@@ -135,8 +137,20 @@ export class Connection {
   };
 }
 
-function dial(address: string, { caFile, certFile, keyFile, serverName }: ConnectionOptions): Socket {
-  if (address.startsWith("unix:")) return connectNet({ path: address.slice(5) });
+/** `hear` gets what comes, in a buffer that may be another read's as soon as it returns: a buffer for each read is most of
+ * what a garbage collector would have to do. */
+function dial(
+  address: string,
+  { caFile, certFile, keyFile, serverName }: ConnectionOptions,
+  hear: (data: Buffer) => void,
+): Socket {
+  if (address.startsWith("unix:")) {
+    const callback = (bytes: number, buffer: Uint8Array): boolean => {
+      hear((buffer as Buffer).subarray(0, bytes));
+      return true;
+    };
+    return connectNet({ path: address.slice(5), onread: { buffer: Buffer.allocUnsafe(READ_BYTES), callback } });
+  }
   const found = /^tls:(?:\[([^\]]+)\]|([^:]+)):(\d+)$/.exec(address);
   if (!found) throw badArgument(`${address}: no address`, 'Give "unix:/path" or "tls:host:port".');
   const host = found[1] ?? found[2]!;

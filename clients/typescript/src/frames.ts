@@ -49,10 +49,11 @@ export class Splitter {
   private held = 0;
   private wanted = LENGTH_BYTES;
 
-  /** Hand each frame that is whole now to `take`. Throws WireError. */
+  /** Hand each frame that is whole now to `take`. `data`, and so a frame, is read from no more after that. Throws
+   * WireError. */
   feed(data: Buffer, take: (frame: Frame) => void): void {
     if (this.held > 0) {
-      this.rest.push(data);
+      this.rest.push(Buffer.from(data));
       this.held += data.length;
       if (this.held < this.wanted) return;
       data = Buffer.concat(this.rest);
@@ -83,7 +84,7 @@ export class Splitter {
       at = after;
     }
     if (at < end) {
-      this.rest.push(data.subarray(at));
+      this.rest.push(Buffer.from(data.subarray(at)));
       this.held = end - at;
     }
   }

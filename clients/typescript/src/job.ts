@@ -8,22 +8,20 @@ import * as wire from "./wire.js";
 import { type Key, Type, WireError } from "./wire.js";
 
 /** How much longer than its deadline a request waits for the gateway's word about it, which says more than ours. */
-const GRACE_MS = 250;
+export const GRACE_MS = 250;
 
 export interface Settler {
   /** The promise of a request is settled: before its answer came if `early`. */
   settled(job: Job, early: boolean): void;
   /** Why nothing can be sent now, if that is so. */
   trouble(): HsmError | undefined;
+  /** What its caller gets for this answer. */
+  shown(job: Job, answer: unknown): unknown;
 }
 
 export interface JobFields {
-  /** Its frame; number, slot, version and flags are stamped when it is sent. */
-  frame: Buffer;
-  slot: string;
   /** How many credits it takes. */
   weight?: number;
-  timeoutMs: number;
   signal?: AbortSignal | undefined;
   /** The caller's span, as bytes. */
   trace?: Buffer | undefined;
@@ -36,8 +34,6 @@ export interface JobFields {
 }
 
 export class Job {
-  readonly frame: Buffer;
-  readonly slot: string;
   readonly weight: number;
   readonly signs: boolean;
   readonly trace: Buffer | undefined;
@@ -57,31 +53,29 @@ export class Job {
   resolve!: (value: never) => void;
   reject!: (error: HsmError) => void;
   readonly promise: Promise<unknown>;
-  private readonly timer: NodeJS.Timeout;
-  private readonly signal: AbortSignal | undefined;
+  private readonly withdrawn: (() => void) | undefined;
 
+  /** `frame`: number, slot, version and flags are stamped when it is sent. */
   constructor(
-    fields: JobFields,
+    readonly frame: Buffer,
+    readonly slot: string,
+    timeoutMs: number,
     private readonly owner: Settler,
+    { weight = 1, trace, pin, refusedBy, uncertain = false, signal }: JobFields,
   ) {
-    this.frame = fields.frame;
-    this.slot = fields.slot;
-    this.weight = fields.weight ?? 1;
-    this.signs = wire.isSigning(fields.frame);
-    this.trace = fields.trace;
-    this.pin = fields.pin;
-    this.refusedBy = fields.refusedBy;
-    this.uncertain = fields.uncertain ?? false;
-    this.deadline = performance.now() + fields.timeoutMs;
+    this.weight = weight;
+    this.signs = wire.isSigning(frame);
+    this.trace = trace;
+    this.pin = pin;
+    this.refusedBy = refusedBy;
+    this.uncertain = uncertain;
+    this.deadline = performance.now() + timeoutMs;
     this.promise = new Promise((resolve, reject) => {
       this.resolve = resolve as (value: never) => void;
       this.reject = reject;
     });
-    this.timer = setTimeout(this.late, fields.timeoutMs + GRACE_MS);
-    this.signal = fields.signal;
-    if (this.signal) setMaxListeners(0, this.signal); // it may be that of many requests
-    this.signal?.addEventListener("abort", this.withdrawn);
-    if (this.signal?.aborted) this.withdrawn();
+    this.withdrawn = signal && this.withdrawBy(signal);
+    if (signal?.aborted) this.withdraw(signal);
   }
 
   get leftMs(): number {
@@ -106,7 +100,7 @@ export class Job {
   }
 
   answer(value: unknown): void {
-    if (this.finish(false)) this.resolve(value as never);
+    if (this.finish(false)) this.resolve(this.owner.shown(this, value) as never);
   }
 
   fail(error: HsmError, early = false): void {
@@ -116,23 +110,31 @@ export class Job {
   private finish(early: boolean): boolean {
     if (this.done) return false;
     this.done = true;
-    clearTimeout(this.timer);
-    this.signal?.removeEventListener("abort", this.withdrawn);
+    this.withdrawn?.();
     this.owner.settled(this, early);
     return true;
   }
 
-  private readonly late = (): void => {
+  /** Its deadline has passed, and the gateway's word did not come. */
+  late(): void {
     const fault = { status: "DEADLINE_EXCEEDED", class: "RETRY", retryable: true, maybeSigned: this.maybeSigned };
     const cause = this.owner.trouble();
     const error = this.refusal ?? new HsmError("The deadline passed before the gateway answered.", { ...fault, cause });
     this.fail(this.maybeSigned ? error.asMaybeSigned() : error, true);
-  };
+  }
 
-  private readonly withdrawn = (): void => {
+  /** Have it withdrawn by this signal, which may be that of many requests. Returns what ends that. */
+  private withdrawBy(signal: AbortSignal): () => void {
+    const withdraw = (): void => this.withdraw(signal);
+    setMaxListeners(0, signal);
+    signal.addEventListener("abort", withdraw);
+    return () => signal.removeEventListener("abort", withdraw);
+  }
+
+  private withdraw({ reason }: AbortSignal): void {
     const fault = { status: "CANCELLED", class: "REQUEST_FATAL", maybeSigned: this.maybeSigned };
-    this.fail(new HsmError("The request was withdrawn by its caller.", { ...fault, cause: this.signal?.reason }), true);
-  };
+    this.fail(new HsmError("The request was withdrawn by its caller.", { ...fault, cause: reason }), true);
+  }
 }
 
 /** What SIGNED_MANY says, or the error of all its messages if none has found the host that holds the epoch. */

@@ -88,12 +88,15 @@ export function requireBytes(given: Uint8Array): void {
   );
 }
 
+const LAST = 2n ** 64n - 1n;
+const NONE: SignFields = {};
+
 export function fieldsOf({ kind, position }: SignOptions): SignFields {
   if (kind !== undefined && !KINDS.includes(kind)) throw badArgument(`There is no kind "${kind as string}".`);
-  const last = 2n ** 64n - 1n;
-  const whole = typeof position === "bigint" || position === undefined || Number.isSafeInteger(position);
-  if (!whole || (position !== undefined && (position < 0 || position > last))) {
+  if (position === undefined) return kind ? { kind } : NONE;
+  const whole = typeof position === "bigint" || Number.isSafeInteger(position);
+  if (!whole || position < 0 || position > LAST) {
     throw badArgument("position must be a whole number of at most 64 bits.");
   }
-  return { ...(kind && { kind }), ...(position !== undefined && { position }) };
+  return { ...(kind && { kind }), position };
 }

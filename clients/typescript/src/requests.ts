@@ -41,8 +41,11 @@ export function sign(message: Uint8Array, fields: SignFields = {}): Buffer {
   const made = frame(Type.SIGN, 17 + message.length);
   made[16] = KINDS.indexOf(fields.kind ?? "");
   made.writeUInt32LE(fields.timeoutMs ?? 0, 17);
-  made.writeBigUInt64LE(BigInt(fields.position ?? 0), 21);
-  if (fields.position !== undefined) made[5] = HAS_POSITION;
+  if (fields.position === undefined) made.fill(0, 21, 29);
+  else {
+    made.writeBigUInt64LE(BigInt(fields.position), 21);
+    made[5] = HAS_POSITION;
+  }
   made.writeUInt32LE(fields.version ?? 0, 29);
   made.set(message, 33);
   return made;
@@ -121,9 +124,9 @@ export function traced(made: Buffer, trace: Buffer): Buffer {
   return whole;
 }
 
+export const isSign = (made: Buffer): boolean => made[4] === Type.SIGN;
 export const isBatched = (made: Buffer): boolean => made[4] === Type.SIGN_BATCHED;
-export const isSigning = (made: Buffer): boolean =>
-  made[4] === Type.SIGN || made[4] === Type.SIGN_MANY || isBatched(made);
+export const isSigning = (made: Buffer): boolean => isSign(made) || made[4] === Type.SIGN_MANY || isBatched(made);
 
 export function stampVersion(made: Buffer, version: number): void {
   made.writeUInt32LE(version, made[4] === Type.SIGN ? 29 : 21);

@@ -112,7 +112,9 @@ function split(data: Buffer, ...cuts: number[]): wire.Frame[] {
   const splitter = new wire.Splitter();
   let at = 0;
   for (const cut of [...cuts, data.length]) {
-    splitter.feed(data.subarray(at, cut), (one) => found.push(one));
+    const read = Buffer.from(data.subarray(at, cut));
+    splitter.feed(read, (one) => found.push({ ...one, body: Buffer.from(one.body) }));
+    read.fill(0xee); // the next read may lie there
     at = cut;
   }
   return found;

@@ -5,7 +5,16 @@ whole), shared (that of several key managers); then query, backwards, retention 
 note, checkpoint, tiles, genuine, segment and index.
 """
 
-from hsmcore.audit.log import AuditLog
-from hsmcore.audit.record import caller, tagged
+from typing import TYPE_CHECKING
+
+from hsmcore.base.lazy import names
+
+if TYPE_CHECKING:
+    from hsmcore.audit.log import AuditLog
+    from hsmcore.audit.record import caller, tagged
 
 __all__ = ["AuditLog", "caller", "tagged"]
+
+# Loaded when they are used: the process that serves monitoring reads the log's files, and keeps none.
+if not TYPE_CHECKING:
+    __getattr__ = names(__name__, {"log": ["AuditLog"], "record": ["caller", "tagged"]})

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, Self
+from typing import Literal, NamedTuple, Protocol, Self
 
 from hsmcore.base.keyring import KeyVersion
 from hsmcore.errors import InvalidMessageType
+
+LevelName = Literal["primary", "secondary", "emergency"]
 
 
 class Signs(Protocol):

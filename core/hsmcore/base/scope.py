@@ -60,7 +60,8 @@ class Scope:
         most_seconds: float = 0.0,
     ) -> asyncio.Event:
         """Do `work` now, or else first after `seconds`, and again `seconds` after its end, or as many as it returned.
-        Pauses of up to a second are up to half of one shorter or longer, so that works share a wake of the loop.
+        A pause of `seconds`, if these are up to one, is up to half of it shorter or longer, so that works share a wake
+        of the loop; one that the work returned is as long as it says.
         Setting `wake`, or the event that is returned, ends a pause. After an error the pause is `retry_seconds` (None:
         `seconds`), and doubles with each further one, up to `most_seconds` or `seconds`. The error is logged as
         `failed` once, and once when it is over. Nothing but the end of the scope ends it. Its context is empty: no
@@ -116,8 +117,8 @@ async def _again_and_again(
     failures, said = 0, ""
     pause: float | None = 0.0 if at_once else None
     while True:
-        length, now = seconds if pause is None else pause, loop.time()
-        end = end_of_pause(now, length) if length and not failures else now + length
+        now = loop.time()
+        end = end_of_pause(now, seconds) if pause is None else now + pause
         timer = None if math.isinf(end) else loop.call_at(end, wake.set)
         try:
             await wake.wait()
@@ -142,7 +143,7 @@ async def _again_and_again(
 def end_of_pause(now: float, length: float) -> float:
     """When a pause that begins now ends: of one of up to a second, at the multiple of its length that is next to that.
     So pauses whose lengths divide each other end together, and their works share a wake of the loop."""
-    return now + length if length > 1.0 else round((now + length) / length) * length
+    return now + length if length > 1.0 or not length else round((now + length) / length) * length
 
 
 def _log(task: asyncio.Task[Any], failed: str) -> None:

@@ -156,7 +156,8 @@ def _run(arguments: list[str], *, as_json: bool) -> int:
             note(error.format_message())
             return BAD_USAGE
         where = error.ctx.command_path if error.ctx is not None else "hsmcore"
-        return report_usage(error.format_message(), f"See `{where} --help`.", as_json=as_json)
+        problem = error.format_message().replace("Value error, ", "")  # pydantic's word for it
+        return report_usage(problem, f"See `{where} --help`.", as_json=as_json)
     except (KeyboardInterrupt, typer.Abort):
         result = INTERRUPTED
     except ImportError as error:

@@ -15,7 +15,8 @@ from hsmcore.cli.output import BadUsage, print_table
 if TYPE_CHECKING:
     from rich.status import Status
 
-    from hsmcore.config import Config, LevelName, Provider
+    from hsmcore.base.receipt import LevelName
+    from hsmcore.config import Config, Provider
     from hsmcore.doctor.report import DoctorReport, Step
     from hsmcore.doctor.subject import CheckBegun
     from hsmcore.gateway import Client
@@ -51,7 +52,7 @@ def doctor(
 
       hsmcore doctor --json | jq '.providers[].steps[] | select(.outcome == "fail")'
     """
-    from hsmcore.config.load import warn_of
+    from hsmcore.config.loading import warn_of
     from hsmcore.doctor.doctor import diagnose
     from hsmcore.doctor.report import DoctorReport
     from hsmcore.doctor.subject import Options

@@ -7,8 +7,9 @@ need no access to its process, and may run on any host.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
@@ -19,9 +20,13 @@ from hsmcore.cli.output import FAILED, BadUsage, fields, plain, table
 from hsmcore.cli.settings import RequiredReason, YesOption
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from hsmcore.config import Fleet
     from hsmcore.fleet.orders import Verb
     from hsmcore.state import Store
+
+T = TypeVar("T")
 
 app = typer.Typer()
 
@@ -123,9 +128,7 @@ def reconcile(cli: Invocation, reason: RequiredReason, at_least: AtLeastOption =
     rules = _fleet(cli.config)
     known = _positions(at_least)
     with cli.recorded("fleet reconcile", reason=reason) as entry:
-        retired, floors = cli.on_state(
-            lambda store: store.run(lambda connection: reconciled(connection, rules.name, reason, known.items()))
-        )
+        retired, floors = _on_rows(cli, lambda connection, _: reconciled(connection, rules.name, reason, known.items()))
         entry["count"] = len(retired)
     text = [f"retired: {host}" for host in retired]
     text += [f"{domain}: nothing is signed at or below {position} any more" for domain, position in floors.items()]
@@ -147,10 +150,7 @@ def hold(cli: Invocation, reason: RequiredReason) -> None:
 
     rules = _fleet(cli.config)
     with cli.recorded("fleet hold", reason=reason) as entry:
-        mark = cli.on_state(
-            lambda store: store.run(lambda connection: held(connection, rules.name, reason, store.identity))
-        )
-        entry["mark"] = mark
+        mark = entry["mark"] = _on_rows(cli, lambda *on: held(on[0], rules.name, reason, on[1]))
     cli.show({"held": reason, "mark": mark}, f"nothing is bound until: hsmcore fleet resume {mark} --reason TEXT")
 
 
@@ -180,10 +180,7 @@ def resume(
 
     rules = _fleet(cli.config)
     with cli.recorded("fleet resume", reason=reason, mark=mark) as entry:
-        number = cli.on_state(
-            lambda store: store.run(lambda connection: resumed(connection, rules.name, mark, store.identity))
-        )
-        entry["incident"] = number
+        number = entry["incident"] = _on_rows(cli, lambda *on: resumed(on[0], rules.name, mark, on[1]))
     text = f"incident {number} is open: each host is to answer it" if number else "positions are bound again"
     cli.show({"incident": number, "reason": reason}, text)
 
@@ -206,24 +203,22 @@ def retire(
     Example: hsmcore fleet retire signer-3 --reason "scaled down to two hosts" --yes
     """
     from hsmcore.recovery.hold import retire as retired
-    from hsmcore.state.store import now_ns
 
     rules = _fleet(cli.config)
     warning = f"after a loss, nothing asks the audit log of {host} what it has signed"
     cli.confirm(warning, f"Retire {host}?", yes=yes, required=True)
     with cli.recorded("fleet retire", hostname=host, reason=reason):
-        cli.on_state(
-            lambda store: store.run(
-                lambda connection: retired(
-                    connection, rules.name, host, reason, now_ns(connection), rules.ttl_ms * 1_000_000
-                )
-            )
-        )
+        _on_rows(cli, lambda *on: retired(on[0], rules.name, host, reason, rules.ttl_ms * 1_000_000))
     cli.show({"retired": host, "reason": reason}, f"{host} is retired")
 
 
 positions.add_to(app)
 fleet_owner.add_to(app)
+
+
+def _on_rows(cli: Invocation, work: Callable[[Connection, tuple[str, str]], T]) -> T:
+    """Do `work` in one transaction, with the identity of the database."""
+    return cli.on_state(lambda store: store.run(lambda connection: work(connection, store.identity)))
 
 
 def _positions(given: list[str] | None) -> dict[str, int]:

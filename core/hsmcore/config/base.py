@@ -60,7 +60,7 @@ class Model(BaseModel):
     """The base of all configuration models. Field names are snake_case here and camelCase in the document."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, alias_generator=to_camel, hide_input_in_errors=True
+        frozen=True, extra="forbid", strict=True, alias_generator=to_camel, hide_input_in_errors=True, defer_build=True
     )
     _where: str = PrivateAttr(default="$")
     PATHS: ClassVar[frozenset[str]] = frozenset()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from hsmcore.config.base import EndpointUrl, Model, Text, Whole, as_tuple, clash, each_once
 from hsmcore.config.pkcs11 import Region
@@ -15,7 +15,6 @@ Operation = Literal[
 ]
 FailoverMode = Literal["smart", "literal"]
 KeyLevel = Literal["primary", "secondary"]
-LevelName = Literal["primary", "secondary", "emergency"]
 
 _HOUR_MS = 3_600_000
 Members = Annotated[tuple[Provider, ...], BeforeValidator(as_tuple)]
@@ -76,7 +75,7 @@ class Failover(Model):
     """Intervals for which a secondary level without a member is waited for."""
     emergency_mode_enabled: bool = False
     """Whether there is an emergency level, whose key the chain accepts."""
-    emergency_mode_restrictions: EmergencyModeRestrictions = EmergencyModeRestrictions()
+    emergency_mode_restrictions: EmergencyModeRestrictions = Field(default_factory=EmergencyModeRestrictions)
     """The limits of an emergency key."""
     emergency_delay_ms: Annotated[int, Whole(0, _HOUR_MS)] | None = None
     """The shortest time that all other levels are down before the emergency level is entered. Default: none after an

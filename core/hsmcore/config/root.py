@@ -20,9 +20,10 @@ from pydantic import (
 )
 from pydantic_core import core_schema
 
+from hsmcore.base.receipt import LevelName
 from hsmcore.config.audit import AuditSettings
 from hsmcore.config.base import Model, Text, Whole, clash, is_placeholder, located
-from hsmcore.config.failover import CloudWatchLogs, Failover, LevelName, require_lasting
+from hsmcore.config.failover import CloudWatchLogs, Failover, require_lasting
 from hsmcore.config.fleet import Fleet
 from hsmcore.config.gateway import Gateway, require_keys
 from hsmcore.config.monitoring import Monitoring

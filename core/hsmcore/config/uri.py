@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 
 from hsmcore.config.base import hidden_fault
 from hsmcore.config.secret import Secret
@@ -18,7 +18,6 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_-]+\Z")
 _ENCODED: Final = re.compile(r"(?:[!-\"$&-~]|%[0-9A-Fa-f]{2})*\Z")  # printable ASCII but for # and a lone %
 _MODULE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}\Z")
 _SLOT_ID: Final = re.compile(r"[0-9]{1,19}\Z")
-_UNENCODED: Final = "-._~"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,19 +79,6 @@ def parse_uri(uri: str) -> UriParts:
         pin=_pin(asked),
         ignored=len(asked.keys() - _QUERY),
     )
-
-
-def build_uri(path: Mapping[str, str | bytes | int | None], query: Mapping[str, str | None] | None = None) -> str:
-    """Return the URI with these attributes, by their names in the RFC, without those that are None."""
-    attributes = ";".join(_attribute(name, value) for name, value in path.items() if value is not None)
-    asked = "&".join(_attribute(name, value) for name, value in (query or {}).items() if value is not None)
-    return f"pkcs11:{attributes}" + (f"?{asked}" if asked else "")
-
-
-def _attribute(name: str, value: str | bytes | int) -> str:
-    if isinstance(value, bytes):
-        return f"{name}=" + "".join(f"%{byte:02x}" for byte in value)
-    return f"{name}={quote(str(value), safe=_UNENCODED + ('/' if name in _QUERY else ''))}"
 
 
 def _attributes(text: str, separator: str) -> dict[str, bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from hsmcore.config import Provider
-from hsmcore.doctor.common import UNPROVEN_HINT
+from hsmcore.doctor.public_keys import UNPROVEN_HINT
 from hsmcore.doctor.report import Step, ok, warn
 from hsmcore.doctor.subject import CheckBegun
 from hsmcore.errors import HsmError

@@ -10,7 +10,7 @@ from typing import Final
 from pkcs11 import TokenFlag
 
 from hsmcore._native import Turn
-from hsmcore.config.uri import build_uri
+from hsmcore.base.uri import build_uri
 from hsmcore.doctor.context import ProbeContext
 from hsmcore.doctor.report import Step, fail, failed, ok, warn
 from hsmcore.errors import HsmError, PinIncorrect

@@ -12,7 +12,7 @@ from hsmcore.doctor.context import ProbeContext, ProbeQuestion
 from hsmcore.doctor.plan import BY_NAME
 from hsmcore.doctor.report import Step, failed
 from hsmcore.errors import HsmError
-from hsmcore.members.control.child import respond, send
+from hsmcore.members.control.answers import respond, send
 from hsmcore.members.control.wire import unpack
 
 

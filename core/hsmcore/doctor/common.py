@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from hsmcore.base.base58 import base58
 from hsmcore.config import Config
 from hsmcore.config.policy import BATCH_ROOT
 from hsmcore.config.targets import MISSING, problem_of
 from hsmcore.doctor.report import Step, fail, failed, ok, warn
 from hsmcore.doctor.subject import Subject
 from hsmcore.errors import HsmError
-from hsmcore.errors.statuses import STATUSES
-
-UNPROVEN_HINT: Final = "Make a key on the device for what matters."
-"""The hint for a key without evidence that it was made on the device."""
 
 
 def check_configuration(subject: Subject, fetch: Callable[[], bytearray | None] | None) -> Iterator[Step]:
@@ -45,18 +40,6 @@ def check_configuration(subject: Subject, fetch: Callable[[], bytearray | None] 
         yield warn("configuration", f"{where}.config holds a secret in plain text", hint)
     else:
         yield ok("configuration", f"complete at {where}")
-
-
-def compare_public_key(algorithm: str | None, key: bytes, pinned: str | None) -> Step:
-    """Compare a public key with the one in hexadecimal that the configuration pins, if any."""
-    shown = key.hex()
-    data = {"publicKey": shown} | ({"address": base58(key)} if algorithm == "ed25519" else {})
-    if pinned is None:
-        return ok("public-key", f"{data.get('address', shown)} (not pinned: publicKey would)", **data)
-    if pinned.lower() != shown:
-        found = f"{shown}, and publicKey pins {pinned.lower()}"
-        return fail("public-key", found, STATUSES["KEY_MISMATCH"].hint, **data)
-    return ok("public-key", f"{data.get('address', shown)}, as pinned", **data)
 
 
 NAME: Final = "policy"

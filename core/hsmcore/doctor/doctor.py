@@ -7,8 +7,9 @@ from collections.abc import Callable, Generator, Iterable
 from itertools import chain
 from typing import cast
 
+from hsmcore.base.receipt import LevelName
 from hsmcore.base.version import __version__
-from hsmcore.config import Config, LevelName, Provider
+from hsmcore.config import Config, Provider
 from hsmcore.doctor.common import check_emergency, check_notices, check_policy
 from hsmcore.doctor.fleet import check_fleet
 from hsmcore.doctor.fleet_store import check_fleet_store

@@ -69,14 +69,15 @@ def _certificates(look: Look) -> Iterator[Step]:
 
 
 def _durability(look: Look, *, single_node: bool) -> Step:
-    data = {"synchronousStandbyNames": look.synchronous, "standbys": look.standbys}
-    if look.problems:
-        said = "; ".join(problem for problem, _ in look.problems)
-        return fail(DURABILITY, said, " ".join(hint for _, hint in look.problems), **data)
-    if not look.synchronous:
+    synchronous, problems = look.facts.synchronous_standby_names, tuple(look.facts.problems(single_node=single_node))
+    data = {"synchronousStandbyNames": synchronous, "standbys": look.standbys}
+    if problems:
+        said = "; ".join(problem for problem, _ in problems)
+        return fail(DURABILITY, said, " ".join(hint for _, hint in problems), **data)
+    if not synchronous:
         hint = "Add a synchronous standby, and take fleet.singleNode out."
         return warn(DURABILITY, "there is one server: its loss loses what was bound", hint, **data)
     if look.standbys == 0:
         return fail(DURABILITY, "no synchronous standby is connected", _STANDBY_HINT, **data)
     note = " (fleet.singleNode is not needed)" if single_node else ""
-    return ok(DURABILITY, f"each commit is on disk here and on a standby ({look.synchronous}){note}", **data)
+    return ok(DURABILITY, f"each commit is on disk here and on a standby ({synchronous}){note}", **data)

@@ -9,8 +9,8 @@ from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass
 
 from hsmcore.base.log import printable
 from hsmcore.doctor.checks import writable
-from hsmcore.doctor.common import UNPROVEN_HINT, compare_public_key
 from hsmcore.doctor.context import FoundKey, ProbeContext
+from hsmcore.doctor.public_keys import UNPROVEN_HINT, compare_public_key
 from hsmcore.doctor.report import Step, fail, ok, warn
 from hsmcore.errors.statuses import STATUSES
 from hsmcore.members.control.curves import algorithm_of_params, decode_point

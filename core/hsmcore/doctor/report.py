@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from hsmcore.base.log import printable
-from hsmcore.config import LevelName
+from hsmcore.base.receipt import LevelName
 from hsmcore.errors import ConfigurationError, HsmError
 
 Outcome = Literal["ok", "warn", "fail", "skipped"]

@@ -10,7 +10,8 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
-from hsmcore.config import Config, LevelName, Provider
+from hsmcore.base.receipt import LevelName
+from hsmcore.config import Config, Provider
 from hsmcore.doctor.report import Identity, Step
 
 CHECK_SECONDS = 10.0

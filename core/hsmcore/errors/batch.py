@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from hsmcore.errors import HsmError
+from hsmcore.errors import HsmError, InvalidMessageType
 
 E = TypeVar("E", bound=BaseException)
 T = TypeVar("T")
@@ -18,6 +18,16 @@ def of_batch(error: E, index: int) -> E:
         error.index = index
         error.__notes__ = [f"message {index} of the batch"]  # instead of its place in a part of the batch
     return error
+
+
+def batch_of(messages: Iterable[T]) -> list[T]:
+    """Return the messages of a batch as a list. Raises InvalidMessageType for what has none, as one message alone."""
+    if isinstance(messages, bytes | bytearray | memoryview | str) or not isinstance(messages, Iterable):
+        raise InvalidMessageType(
+            f"a batch must be an iterable of messages, not {type(messages).__name__}",
+            hint="Give a list of messages; one alone is signed by the method without _many.",
+        )
+    return list(messages)
 
 
 def each(check: Callable[[Any], T], items: Iterable[Any]) -> list[T]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
+from hsmcore.base.receipt import LevelName
 from hsmcore.config import Config, Failover
-from hsmcore.config.failover import LevelName
 from hsmcore.failover.endpoint import Endpoint
 from hsmcore.failover.levels import EMERGENCY, Level, Levels
 from hsmcore.members import make_member

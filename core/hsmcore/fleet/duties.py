@@ -56,6 +56,8 @@ class Duties:
         self._seconds = ttl_ms / 1e3 / RENEWALS
         self._answered = -1
         self._due = FLOORS
+        self._heard_of = store.incarnation
+        """Of the server that the lease's connection has heard last."""
         self.certificates: Mapping[str, float] = {}
         """As Store.certificates, at the last look. Replaced, never changed; any thread may read it."""
         self._wake = asyncio.Event()
@@ -105,6 +107,8 @@ class Duties:
                 await self._witness.write_floors()
 
     async def _watch(self) -> None:
+        if self._heard_of != self._store.incarnation:
+            await self._witness.standing()  # the store's connection may wait for work, and be the former server's
         if not self._witness.settled or self._host.incident not in (0, self._answered):
             await self._attend()
         self._due -= 1
@@ -118,9 +122,12 @@ class Duties:
     async def _look_at_certificates(self) -> None:
         self.certificates = await asyncio.get_running_loop().run_in_executor(None, self._store.certificates)
 
-    def heard(self, orders: Mapping[Verb, str]) -> None:
+    def heard(self, orders: Mapping[Verb, str], incarnation: str) -> None:
         """Follow the orders that a look has found. One after the other, and beside the looks: a claim may wait for the
-        end of a lease."""
+        end of a lease. `incarnation`: of the server that answered, as Store.incarnation."""
+        if self._heard_of != incarnation:
+            self._heard_of = incarnation
+            self._wake.set()
         self._host.drain("drain" in orders)
         gives_up = "drain" in orders and self._host.state in ("holder", "doubtful")
         if not self._following.is_open and (gives_up or orders.keys() - {"drain"}):

@@ -56,7 +56,7 @@ class HostLine:
         if writes is not None:
             machine.is_marked(again=told.again)
         machine.answered(told.server, boottime())
-        before, self._incarnation, self.server = self._incarnation, told.incarnation, told.server
+        self._incarnation, self.server = told.incarnation, told.server
         seen = rows.seen(last)
         if speaks:
             self._spoke_at, self._said = began, state
@@ -67,9 +67,7 @@ class HostLine:
         elif machine.is_copied(seen.row) and (writes is None or not answers[writes]):
             self._supersede("a copy of this process renews the lease")
         elif self.duties is not None and not self.closes:
-            if before not in ("", told.incarnation):
-                self.duties.connected()
-            self.duties.heard(seen.orders)
+            self.duties.heard(seen.orders, told.incarnation)
         return seen.row, answers
 
     async def confirm(self, *, writes: bool) -> bool:

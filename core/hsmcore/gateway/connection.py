@@ -19,25 +19,34 @@ from hsmcore.gateway.intake import MESSAGE_COST, PLAIN_COST, REFUSAL_COST, SIGN_
 from hsmcore.gateway.jobs import late
 from hsmcore.gateway.operations import OPERATIONS, Operation
 from hsmcore.gateway.replay import REMEMBER_SECONDS, ReplaySession
-from hsmcore.gateway.sending import AnswerSender
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import (
     CLIENT_TYPES,
-    MIN_BYTES,
     Frame,
     Splitter,
     Type,
     UnknownKind,
     WireError,
 )
-from hsmcore.gateway.wire_requests import NAMED, ServedRequest, WireFace, have_turns, intake_of, named
+from hsmcore.gateway.wire.frames import (
+    frame as make_frame,
+)
+from hsmcore.gateway.wire_requests import (
+    NAMED,
+    AnswerSender,
+    ServedRequest,
+    WireFace,
+    have_turns,
+    intake_of,
+    named,
+)
 from hsmcore.manager.policy.callers import full
 
 BATCH: Final = 1024
 """Most messages of a SIGN_MANY."""
 OF_ONE_CLIENT: Final = 256
 HELLO_BYTES: Final = 512
-"""Longest HELLO: a stranger has no more memory of this process."""
+"""Longest HELLO that has not come in a read: a stranger has no more memory of this process."""
 UNREAD_BYTES: Final = 1 << 18
 """Answers that wait for a client that does not read; beyond it, its requests are not read."""
 UNREAD_SECONDS: Final = 30.0
@@ -64,7 +73,6 @@ class GatewayConnection(AnswerSender):
         """Read so far."""
         self.stalled = self._moved = self._came = 0
         self._splitter = Splitter(CLIENT_TYPES)
-        self._begun = b""
         self._overdue: asyncio.TimerHandle | None = None
         self._intake: FrameIntake | None = None
         self._signs: SignIntake | None = None
@@ -136,13 +144,13 @@ class GatewayConnection(AnswerSender):
         """Take what has come."""
         self.server.bytes_in += len(data)
         self._came += len(data)
-        try:
-            if self.session is None:
-                data = self._hello(data)
-        except WireError as error:
-            self.fail(str(error))
-            return
         self._splitter.push(data)
+        if self.session is None:
+            try:
+                self._hello()
+            except WireError as error:
+                self.fail(str(error))
+                return
         self._offer()
 
     def take(self, most: int) -> int:
@@ -214,40 +222,22 @@ class GatewayConnection(AnswerSender):
             else:
                 transport.pause_reading()
 
-    @property
-    def lives(self) -> bool:
-        """Whether an answer can still be sent, as far as is known."""
-        return self._transport is not None
-
     def stalls(self) -> int:
         """Return in how many looks, one after the other, less than LEAST_BYTES came of a frame that has begun."""
         moved, came = self._moved, self._came
         self._moved, self._came = self.frames, 0
         slow = moved == self.frames and came < LEAST_BYTES
-        self.stalled = self.stalled + 1 if slow and self._reads and self.half else 0
+        self.stalled = self.stalled + 1 if slow and self._reads and self._splitter.pending else 0
         return self.stalled
 
-    @property
-    def half(self) -> bool:
-        """Whether a frame has begun and is not whole."""
-        return bool(self._begun or self._splitter.pending)
-
-    def _hello(self, data: bytes) -> bytes:
-        """Take HELLO. Returns what came behind it."""
-        begun = self._begun + data
-        length = int.from_bytes(begun[:_LENGTH], "little")
-        whole = length + _LENGTH
-        if len(begun) >= _LENGTH and not MIN_BYTES <= length <= HELLO_BYTES:
-            raise WireError(f"a frame of {length} bytes instead of HELLO")
-        if len(begun) < max(whole, _LENGTH):
-            self._begun = begun
-            return b""
-        self._begun = b""
-        for frame in self._splitter.feed(begun[:whole]):
+    def _hello(self) -> None:
+        """Take HELLO, if it is whole."""
+        for frame in self._splitter.cut(1):
             if frame.type is not Type.HELLO:
                 raise WireError(f"{frame.type.name} before HELLO")
             self._enter(wire.read_hello(frame.body))
-        return begun[whole:] if self.session is not None else b""
+        if self.session is None and self._splitter.wanted > HELLO_BYTES:
+            raise WireError(f"a frame of {self._splitter.wanted} bytes instead of HELLO")
 
     def _enter(self, hello: wire.Hello) -> None:
         client, desk = self.client, self.server.desk
@@ -375,7 +365,7 @@ class GatewayConnection(AnswerSender):
             self.session.acknowledge(frame.request)
 
     def _ping(self, frame: Frame) -> None:
-        self.send(wire.pong(frame.request, wire.read_bytes(frame.body, wire.MOST_PING)))
+        self.send(make_frame(Type.PONG, frame.request, wire.read_bytes(frame.body, wire.MOST_PING)))
 
     def refuse_held(self, why: Callable[[], HsmError], before: float = inf) -> None:
         """Refuse requests that wait for room, with deadlines before this time."""

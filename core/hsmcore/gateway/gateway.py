@@ -13,7 +13,7 @@ from typing import Any, Final
 from hsmcore.base.listening.door import BACKLOG
 from hsmcore.base.log import get_logger, said
 from hsmcore.config import Config, Gateway
-from hsmcore.config.load import changed
+from hsmcore.config.loading import changed
 from hsmcore.errors import ConfigFault, ConfigurationError, HsmError
 from hsmcore.gateway.admission import Admission
 from hsmcore.gateway.clients import Directory
@@ -86,7 +86,7 @@ def settings_of(configs: Mapping[str, Config], listen: tuple[str, ...] = ()) -> 
     settings = first.gateway
     if settings is None:
         problem = "is missing: it says who may have what signed"
-        raise ConfigurationError.of([ConfigFault("$.gateway", problem)], hint="docs/GATEWAY.md has an example.")
+        raise ConfigurationError.of([ConfigFault(f"{first.where}.gateway", problem)], hint="docs/GATEWAY.md has an example.")
     return changed(settings, settings.where, listen=listen) if listen else settings
 
 

@@ -172,7 +172,7 @@ class Queue:
         except HsmError as error:
             self.end(job, error)
         except Exception as error:  # noqa: BLE001  # whatever it is, the client has its answer
-            self.end(job, _unexpected(error))
+            self.end(job, unexpected(error))
 
     def _sweep_later(self) -> None:
         self._sweeping = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
@@ -210,10 +210,11 @@ def outcome_of(future: asyncio.Future[Any]) -> Any:
         return future.result()
     if isinstance(error, HsmError):
         return error
-    return _unexpected(error)
+    return unexpected(error)
 
 
-def _unexpected(error: BaseException) -> InternalError:
+def unexpected(error: BaseException) -> InternalError:
+    """Log an error that is none of a request. Returns the one that its client gets."""
     get_logger().error("a request failed with an error that is none of a request", exc_info=error)
     return InternalError(f"the gateway failed with {type(error).__name__}", maybe_signed=True)
 

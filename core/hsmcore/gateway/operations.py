@@ -9,7 +9,6 @@ import asyncio
 import sys
 from base64 import b64encode
 from collections.abc import Callable
-from contextvars import Context
 from time import monotonic
 from typing import Any, Final, NamedTuple
 
@@ -24,7 +23,7 @@ from hsmcore.errors import BadArgument, HsmError, KeyNotCurrent, MemberDown, Pol
 from hsmcore.gateway.admission import ClientKey
 from hsmcore.gateway.chunks import ChargedBatch
 from hsmcore.gateway.intake import SIGN_COST, TASK_COST
-from hsmcore.gateway.jobs import Job, outcome_of
+from hsmcore.gateway.jobs import Job
 from hsmcore.gateway.wire import batched, unfinished
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import Flag, Frame, Type
@@ -57,38 +56,7 @@ class Operation(NamedTuple):
     """Whether its answer is: what changes nothing may be done again."""
 
 
-class GatewayRequest(Job):
-    """A request of a client. `what` is what `operation.decode` returns."""
-
-    __slots__ = ()
-
-    def __init__(
-        self,
-        counter: ClientKey,
-        operation: Operation,
-        what: Any,
-        timeout_ms: int,
-        cost: int,
-        context: Context,
-    ) -> None:
-        """`timeout_ms`: 0: that of the key manager. `cost`: as how many requests it counts: its messages."""
-        # As Job's, in one piece: this is done for each signature.
-        self.counter, self.operation, self.what, self.cost = counter, operation, what, cost
-        self.queue, self.start, self.takes_turn = counter.queue, operation.begin, operation.takes_turn
-        self.account = counter.managing if operation.manages else counter.account
-        self.context = context
-        seconds = timeout_ms / 1e3
-        self.timeout = min(seconds, counter.longest) or counter.timeout
-        self.begins(self.queue.answers)
-
-    def settled(self, future: asyncio.Future[Any]) -> None:
-        """It has ended, or was cancelled to withdraw the request."""
-        if future.cancelled() and self.operation is SIGN:
-            self.counter.manager.abandon(future, self.what.message)  # no effect on what is no answer of `submit`
-        self.queue.end(self, outcome_of(future))
-
-
-def _sign(request: GatewayRequest, left: float) -> None:
+def _sign(request: Job, left: float) -> None:
     """Have a message signed: without a task, if nothing must be awaited first."""
     what: wire.Sign = request.what
     counter, kind, manager = request.counter, what.kind or None, request.counter.manager
@@ -130,7 +98,7 @@ async def _sign_prehashed(manager: KeyManager, digest: bytes, timeout: float, on
     raise SignatureInvalid("no key of the ring made this signature")
 
 
-def _sign_many(request: GatewayRequest, left: float) -> None:
+def _sign_many(request: Job, left: float) -> None:
     request.run(_sign_batch(request.counter, request.what, left))
 
 
@@ -166,7 +134,7 @@ async def _sign_charged(
         return batch.key_id or await counter.manager.get_current_key_id(), signed
 
 
-def _sign_batched(request: GatewayRequest, left: float) -> None:
+def _sign_batched(request: Job, left: float) -> None:
     """Put a message into the batch that is open, with those of other clients."""
     what: batched.SignBatched = request.what
     counter, kind = request.counter, what.kind or None
@@ -184,12 +152,12 @@ def _read_verify(one: Frame) -> wire.Verify:
     return found._replace(message=Digest(found.message)) if one.flags & Flag.DIGEST else found
 
 
-def _verify(request: GatewayRequest, _left: float) -> None:
+def _verify(request: Job, _left: float) -> None:
     what: wire.Verify = request.what
     request.run(request.counter.manager.verify(what.message, what.signature, what.key_id or None))
 
 
-def _manage(request: GatewayRequest, _left: float) -> None:
+def _manage(request: Job, _left: float) -> None:
     request.run(_managed(request.counter, request.what.operation, request.what.key_id))
 
 

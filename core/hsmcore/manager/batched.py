@@ -12,6 +12,7 @@ from hsmcore.audit.leaves import proof_again
 from hsmcore.base.payload import MOST_POSITION
 from hsmcore.config import KeyManagerConfig
 from hsmcore.errors import BadArgument
+from hsmcore.errors.batch import batch_of
 from hsmcore.failover.path import SigningPath
 from hsmcore.manager.batching import AnyBatches
 from hsmcore.manager.keys import KeyOperations
@@ -42,7 +43,7 @@ class BatchedSigning:
     ) -> Coroutine[Any, Any, list[BatchedSignature]]:
         """Sign messages as `sign_batched` does each, for a small part of what that costs. They are in one batch, or in
         as many as they fill. An invalid message is refused before anything is signed; the first error is raised."""
-        return self._batches.sign_many(list(messages), timeout, kind)
+        return self._batches.sign_many(batch_of(messages), timeout, kind)
 
     async def batched_proof(self, index: int) -> bytes:
         """The `.proof` of the message with this number again, byte for byte, if `batching.keepLeaves` has its batch.

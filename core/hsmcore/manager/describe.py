@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, NotRequired, TypedDict, cast
 
 from hsmcore._native import Histogram, Leaves
 from hsmcore.audit import AuditLog
@@ -16,6 +16,7 @@ from hsmcore.failover.path import SigningPath
 from hsmcore.manager.lifecycle import State
 from hsmcore.manager.policy import Guard
 from hsmcore.members import cache_summary
+from hsmcore.members.snapshot import DescribedMember
 
 if TYPE_CHECKING:
     from hsmcore.failover.service import FailoverService
@@ -23,6 +24,37 @@ if TYPE_CHECKING:
     from hsmcore.manager.publishing import PublicLogs
     from hsmcore.manager.rotation.service import RotationService
     from hsmcore.recovery.state_backup import StateBackups
+
+
+class DescribedKey(TypedDict):
+    """A version of the key ring: KeyVersion's fields."""
+
+    id: str
+    label: str
+    algorithm: str
+    publicKey: str
+    state: str
+
+
+class Described(TypedDict):
+    """The state of a key manager, as data for JSON; docs/EMBEDDING.md says what each is."""
+
+    name: str
+    life: State
+    atNs: int
+    failover: dict[str, Any] | None
+    members: list[DescribedMember]
+    stats: dict[str, dict[str, Any]]
+    """By member: Engine.stats. Histograms are lists of (upper bound in ns, count since the start)."""
+    keys: list[DescribedKey]
+    currentKey: str | None
+    cache: dict[str, Any] | None
+    audit: dict[str, Any] | None
+    auditConfigured: bool
+    rotates: bool
+    storeNotGenuine: dict[str, str]
+    fleet: dict[str, Any] | None
+    publish: NotRequired[dict[str, Any]]
 
 
 class Snapshot(NamedTuple):
@@ -64,9 +96,9 @@ class Snapshot(NamedTuple):
         except HsmError:
             return None
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Described:
         """As KeyManager.describe."""
-        shown: dict[str, Any] = {
+        shown: Described = {
             "name": self.config.key_manager.name,
             "life": self.life,
             "atNs": time.time_ns(),
@@ -99,7 +131,7 @@ class Snapshot(NamedTuple):
         return shown
 
 
-def _key(version: KeyVersion) -> dict[str, Any]:
+def _key(version: KeyVersion) -> DescribedKey:
     return {
         "id": version.id,
         "label": version.label,

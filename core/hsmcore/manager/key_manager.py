@@ -16,12 +16,13 @@ from hsmcore.base.events import Callback, EventName, Events
 from hsmcore.base.receipt import DigestSignature, Receipt
 from hsmcore.config import Config, KeyManagerConfig, PayloadFormat
 from hsmcore.errors import EngineClosed, HsmError, LoginError, NotHolder
+from hsmcore.errors.batch import batch_of
 from hsmcore.failover.path import Ask, SigningPath, Way
 from hsmcore.handover.base import Handover
 from hsmcore.manager import batching, digests
 from hsmcore.manager.background import BackgroundServices, abandon, missing
 from hsmcore.manager.batched import BatchedSigning
-from hsmcore.manager.describe import Snapshot
+from hsmcore.manager.describe import Described, Snapshot
 from hsmcore.manager.key_work import KeyWork
 from hsmcore.manager.keys import KeyOperations
 from hsmcore.manager.lifecycle import Lifecycle, a_turn, ended, refuse_again, refused
@@ -286,7 +287,7 @@ class KeyManager(BatchedSigning, KeyWork):
         the list. An invalid message, or more messages than the caller may have open, are refused before anything is
         signed. `timeout` covers the whole batch. `kind`, `key_id`: of each, as in `sign`.
         """
-        batch = list(messages)
+        batch = batch_of(messages)
 
         async def submit(extra: bytes | None, admitted: ExitStack) -> Awaitable[list[Any]]:
             send = partial(self._way.submit_many, only=self._keys.public_key_of(key_id))
@@ -438,9 +439,8 @@ class KeyManager(BatchedSigning, KeyWork):
         self._life.check()
         return {member.name: member.stats() for member in self.members() if member.running}
 
-    def describe(self) -> dict[str, Any]:
-        """The state of levels, members, keys and audit log, as data for JSON; histograms are lists of (upper bound in
-        ns, count since the start). Only in the event loop; also before initialize() and after close()."""
+    def describe(self) -> Described:
+        """The state, as data for JSON. Only in the event loop; also before initialize() and after close()."""
         return self.snapshot().describe()
 
     def snapshot(self) -> Snapshot:

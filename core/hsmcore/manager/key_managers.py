@@ -17,7 +17,7 @@ from hsmcore._native import freeze
 from hsmcore.audit.shared import LogPart, SharedLog
 from hsmcore.base.events import Callback, EventName
 from hsmcore.config import Config, Provider, load, load_each
-from hsmcore.config.load import Source
+from hsmcore.config.loading import Source
 from hsmcore.config.policy import OWN
 from hsmcore.errors import BadArgument, ConfigFault, ConfigurationError, HsmError, PolicyRefused
 from hsmcore.manager.key_manager import KeyManager

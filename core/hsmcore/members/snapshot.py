@@ -4,10 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from hsmcore.errors import HsmError
-from hsmcore.members.base import Member
+
+if TYPE_CHECKING:
+    from hsmcore.members.base import Member
+
+
+class DescribedMember(TypedDict):
+    """A member, as data for JSON: MemberSnapshot's fields."""
+
+    member: str
+    level: str
+    condition: str
+    reason: str
+    publicKey: str | None
+    inFlight: int
+    breakers: dict[str, str]
+    nextProbeSeconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +68,7 @@ class MemberSnapshot:
         except HsmError:
             return None  # the engine is closing
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> DescribedMember:
         """Return the fields in the form of KeyManager.describe()."""
         return {
             "member": self.name,

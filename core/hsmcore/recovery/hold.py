@@ -20,6 +20,7 @@ from sqlalchemy import Connection, select, update
 from hsmcore.errors import BadArgument, FleetBehind
 from hsmcore.recovery.incident import count, fleet_row, standing, word
 from hsmcore.state.schema import FLEET, FLEET_HOST
+from hsmcore.state.store import now_ns
 
 AWAY_LEASES: Final = 2
 """Lives of a lease after which a host that says nothing counts as away."""
@@ -94,7 +95,7 @@ def resume(connection: Connection, name: str, mark: str, server: tuple[str, str]
     return number
 
 
-def retire(connection: Connection, name: str, host: str, reason: str, now_ns: int, ttl_ns: int) -> None:
+def retire(connection: Connection, name: str, host: str, reason: str, ttl_ns: int) -> None:
     """Wait for a host no more. Its process, if it was only stopped, holds no epoch until it is started again. Raises
     BadArgument for one that is there, holds the epoch, is not known, or is to answer an incident."""
     row, now = fleet_row(connection, name), standing(connection, name)
@@ -103,7 +104,7 @@ def retire(connection: Connection, name: str, host: str, reason: str, now_ns: in
         raise BadArgument(f"the fleet has no host {host!r}", hint=_STATUS)
     if row["released"] == 0 and row["host"] == host:
         raise BadArgument(f"{host} holds the epoch", hint="Have another host claim it: `hsmcore fleet claim --help`.")
-    if found["state"] != CLOSED and not is_away(found, now_ns, ttl_ns):
+    if not is_away(found, now_ns(connection), ttl_ns):
         raise BadArgument(f"{host} is there", hint="End its process first.")
     if host in now.waiting:
         what = f"incident {now.number} waits for {host}, which may have signed what was lost"
@@ -112,9 +113,9 @@ def retire(connection: Connection, name: str, host: str, reason: str, now_ns: in
     connection.execute(update(FLEET_HOST).where(FLEET_HOST.c.name == host).values(**changed))
 
 
-def is_away(host: Mapping[Any, Any], now_ns: int, ttl_ns: int) -> bool:
+def is_away(host: Mapping[Any, Any], now: int, ttl_ns: int) -> bool:
     """Whether nothing was heard of a host, by its row, for AWAY_LEASES, or its process has ended."""
-    return host["state"] == CLOSED or now_ns - count(host["seen_ns"]) > AWAY_LEASES * ttl_ns
+    return host["state"] == CLOSED or now - count(host["seen_ns"]) > AWAY_LEASES * ttl_ns
 
 
 def _change(connection: Connection, name: str, **values: Any) -> None:

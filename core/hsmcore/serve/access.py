@@ -9,13 +9,14 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal, Self
+from typing import TYPE_CHECKING, Final, Literal, Self
 
-from hsmcore.base.digests import MAX_TOKEN_BYTES
+from hsmcore.base.digests import MAX_TOKEN_BYTES, TokenDigester
 from hsmcore.base.listening.rates import AddressBuckets
-from hsmcore.config import Monitoring
-from hsmcore.config.secret import TokenDigests
 from hsmcore.errors import ConfigFault, ConfigurationError
+
+if TYPE_CHECKING:
+    from hsmcore.config import Monitoring
 
 Role = Literal["viewer", "operator"]
 FAILURES: Final = 10
@@ -49,6 +50,8 @@ class HeldTokens:
     def of(cls, settings: Monitoring) -> Self:
         """Fetch the tokens. May block. Raises SecretUnavailable, and ConfigurationError for a token that is too
         short."""
+        from hsmcore.config.secret import TokenDigests  # for who reads the configuration, not for who serves
+
         digests = TokenDigests()
         viewer, operator = (
             None if token is None else digests.of_secret(token)
@@ -64,7 +67,7 @@ class Access:
     """Holds digests of the tokens only. For one event loop."""
 
     def __init__(self, tokens: HeldTokens, clock: Callable[[], float] = time.monotonic) -> None:
-        self._digests = TokenDigests(tokens.key)
+        self._digests = TokenDigester(tokens.key)
         self._viewer, self._operator = tokens.viewer, tokens.operator
         self._nobody = os.urandom(32)  # the digest of no token
         self._failures = _Failures(FAILURES, REFILL_SECONDS, clock)

@@ -144,7 +144,7 @@ class Console:
 
     async def healthz(self, _request: Request) -> Response:
         """Liveness: whether the process is worth keeping."""
-        alive = self._monitor.alive
+        alive = await self._monitor.alive()
         return _json({"status": "alive" if alive else "stalled"}, 200 if alive else 503)
 
     async def readyz(self, request: Request) -> Response:
@@ -287,7 +287,7 @@ class Console:
     async def stream(self, request: Request, send: Send, role: Role | None) -> None:
         """Send server-sent events until either side ends them."""
         viewer = None if role == "operator" else _peer(request)
-        watcher = self._monitor.feed.watch(request.headers.get("last-event-id", ""), viewer)
+        watcher = await self._monitor.watch(request.headers.get("last-event-id", ""), viewer)
         try:
             headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
             await send({"type": "http.response.start", "status": 200, "headers": headers})

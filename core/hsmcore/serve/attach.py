@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from hsmcore.base.version import __version__
 from hsmcore.base.waiting import shielded
 from hsmcore.config import Config, Monitoring
-from hsmcore.config.load import changed
+from hsmcore.config.loading import changed
 from hsmcore.errors import BadArgument
 from hsmcore.serve.site import Site
 from hsmcore.serve.source import ManagerSource, Source
@@ -26,8 +26,8 @@ async def attached(
     """Watch `manager`, which belongs to this event loop, while the block runs; it need not be open yet.
 
     `settings`: instead of the configuration's `monitoring`; `listen`: instead of theirs: "127.0.0.1:9464",
-    "127.0.0.1:0", "unix:/path". The server is a child process. It asks the key manager for its state once a second,
-    which costs the manager's loop about 0.1 ms for each member. Raises ConfigurationError, and
+    "127.0.0.1:0", "unix:/path". The server is a child process. While a page is open it asks the key manager for its
+    state once a second, which costs the manager's loop about 0.1 ms for each member. Raises ConfigurationError, and
     BadArgument for several key managers: attach a server to each.
     """
     given: object = manager

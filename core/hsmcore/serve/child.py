@@ -17,7 +17,7 @@ from hsmcore.audit.layout import Layout
 from hsmcore.base.listening.http import HttpServer
 from hsmcore.base.scope import Scope
 from hsmcore.errors import HsmError
-from hsmcore.members.control.child import respond
+from hsmcore.members.control.answers import respond
 from hsmcore.members.control.wire import unpack
 from hsmcore.serve.access import Access, HeldTokens
 from hsmcore.serve.app import Console
@@ -42,10 +42,11 @@ class SiteWitness:
 
 @dataclass(frozen=True, slots=True)
 class SiteOpening:
-    """What the server needs to begin. `socket`: the descriptor of a bound one. `hosts`: see Console. `log`: the audit
-    log's file. `beside`: see Source."""
+    """What the server needs to begin. `socket`: the descriptor of a bound one. `nudge`: see Questions.heed. `hosts`:
+    see Console. `log`: the audit log's file. `beside`: see Source."""
 
     socket: int
+    nudge: int
     certificate: str | None
     private_key: str | None
     tokens: HeldTokens
@@ -84,6 +85,7 @@ class ConsoleServer:
         self.console = Console(self.monitor, Access(opening.tokens), hosts, witness, opening.public)
         tls, ready = tls_of(opening.certificate, opening.private_key), asyncio.Event()
         self._server = HttpServer(self.console.app(), [socket.socket(fileno=opening.socket)], tls, ready.set)
+        self.questions.heed(opening.nudge)
         self.monitor.begin()
         serving = self._scope.start(self._server.serve())
         serving.add_done_callback(lambda _: ready.set())
@@ -96,7 +98,7 @@ class ConsoleServer:
         if self._scope.is_open:
             self.questions.end()
             self.monitor.feed.end()
-            self._server.should_exit = True
+            self._server.end()
             await self._scope.finish()
             await self.monitor.close()
         await self.questions.scope.close()

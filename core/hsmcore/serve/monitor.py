@@ -1,8 +1,9 @@
-"""The state that every page shows, read once a second however many pages are open."""
+"""The state that every page shows, read once a second however many pages are open, and not at all while none is."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -10,9 +11,10 @@ from typing import Any, Final
 
 from hsmcore.audit.layout import Layout
 from hsmcore.base.scope import Scope
+from hsmcore.base.waiting import shielded
 from hsmcore.serve import trail
 from hsmcore.serve.checks import HealthCheck, checks
-from hsmcore.serve.feed import Feed
+from hsmcore.serve.feed import Feed, Watcher
 from hsmcore.serve.questions import Questions
 from hsmcore.serve.series import Series
 from hsmcore.serve.source import Unanswered
@@ -22,8 +24,10 @@ FRESH_SECONDS: Final = 0.5
 """A health check reads a state older than this again."""
 ALIVE_SECONDS: Final = 10.0
 """A key manager is not alive if its event loop has not answered for this long."""
-_IDLE_SECONDS: Final = 10.0
-_ASKED_SECONDS: Final = 2.0
+PATIENCE_SECONDS: Final = 0.5
+"""How long a check of life waits for an answer."""
+_VIEW_SECONDS: Final = 2.0
+"""Allowed age of the state store's part."""
 
 
 class Monitor:
@@ -41,16 +45,28 @@ class Monitor:
         self._view: dict[str, Any] = {}
         self._series: dict[str, Series] = {}
         self._problem = "not asked yet"
-        self._looked = self._answered = self._viewed = float("-inf")
-        self._begun = time.monotonic()
+        self._looked = self._viewed = float("-inf")
+        self._heard = time.monotonic()
+        """Of the last answer, or of the first question after it."""
         self.loop = asyncio.get_running_loop()
         self._newest = 0
-        self._scope = Scope()
+        self._scope, self._wake = Scope(), asyncio.Event()
 
     def begin(self) -> None:
-        """Follow the key manager, and look every LOOK_SECONDS, until `close`."""
+        """Follow the key manager, and look every LOOK_SECONDS while somebody watches, until `close`."""
         self.questions.tell = self.told
-        self._scope.every(LOOK_SECONDS, self.look, "the console could not look")
+        self._scope.every(LOOK_SECONDS, self.look, "the console could not look", wake=self._wake)
+
+    async def watch(self, after: str, viewer: str | None) -> Watcher:
+        """As Feed.watch, and return when there is a state to show. Raises Full."""
+        watcher = self.feed.watch(after, viewer)
+        self._wake.set()
+        try:
+            await self.fresh()
+        except BaseException:
+            self.feed.forget(watcher)
+            raise
+        return watcher
 
     async def close(self) -> None:
         """End that. Idempotent."""
@@ -61,10 +77,14 @@ class Monitor:
         at_ns = time.time_ns() - time.monotonic_ns() + event["monotonicNs"]
         self.feed.tell("happened", {"timeNs": at_ns, **{key: event[key] for key in event.keys() - {"monotonicNs"}}})
 
-    async def look(self) -> None:
-        """Read the whole state and show it to all watchers."""
+    async def look(self) -> float | None:
+        """Read the whole state and show it to all watchers. Returns the pause: none ends while nobody watches, unless
+        the key manager's event loop does not answer, for `alive`."""
+        silent = self._beside and self._looked > self._heard
+        if not (len(self.feed) or silent):
+            return math.inf
         async with self._looking:
-            await self._read(_ASKED_SECONDS if len(self.feed) else _IDLE_SECONDS)
+            await self._read()
         with suppress(Unanswered):
             for row in await self.questions.learn("events", self._last_event):
                 if row["id"] > self._last_event:
@@ -78,17 +98,21 @@ class Monitor:
             if newest != self._newest:
                 self._newest = newest
                 self.feed.show("records", {"records": records})
+        return None
 
     async def fresh(self) -> None:
         """Return when the state is not older than FRESH_SECONDS."""
         if time.monotonic() - self._looked > FRESH_SECONDS:
             async with self._looking:
                 if time.monotonic() - self._looked > FRESH_SECONDS:
-                    await self._read(_ASKED_SECONDS)
+                    await self._read()
+                    if self._problem:
+                        self._wake.set()
 
-    async def _read(self, patience: float) -> None:
-        """`patience`: allowed age of the state store's part in seconds."""
-        views = time.monotonic() - self._viewed >= patience
+    async def _read(self) -> None:
+        views = time.monotonic() - self._viewed >= _VIEW_SECONDS
+        if not self._problem:
+            self._heard = time.monotonic()
         try:
             found = await self.questions.learn("look", views)
         except Unanswered as error:
@@ -96,7 +120,7 @@ class Monitor:
         self._looked = time.monotonic()
         self._problem = found["problem"]
         if not self._problem:
-            self._state, self._answered = found["state"], self._looked
+            self._state, self._heard = found["state"], self._looked
             self._measure()
         if found["view"] is not None:
             self._view, self._store_problem, self._viewed = found["view"], found["storeProblem"], self._looked
@@ -116,10 +140,14 @@ class Monitor:
         """Read the state store at the next look: it was changed."""
         self._viewed = float("-inf")
 
-    @property
-    def alive(self) -> bool:
-        """Return whether the key manager's event loop has answered lately."""
-        return not self._beside or time.monotonic() - max(self._answered, self._begun) < ALIVE_SECONDS
+    async def alive(self) -> bool:
+        """Return whether the key manager's event loop answers, or has not for less than ALIVE_SECONDS."""
+        if not self._beside:
+            return True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await shielded(self.fresh())
+        return time.monotonic() - self._heard < ALIVE_SECONDS
 
     def checks(self) -> list[HealthCheck]:
         """Return the checks of the present state."""

@@ -38,6 +38,12 @@ class Questions:
         self._poll = select.poll()
         self._poll.register(self._asked, select.POLLIN)
         self._poll.register(ends, 0)  # its end is always reported
+        self._woken = [self._asked]
+
+    def heed(self, nudge: int) -> None:
+        """Return from `exchange` also when the other process writes to this eventfd."""
+        self._poll.register(nudge, select.POLLIN)
+        self._woken.append(nudge)
 
     async def learn(self, name: str, *arguments: Any) -> Any:
         """Return the answer to a question; see Answers. What is being asked is not asked twice. Raises Unanswered."""
@@ -75,8 +81,9 @@ class Questions:
         """Give answers and events; return the questions, within `seconds`. For the thread that reads the requests."""
         self._loop.call_soon_threadsafe(self._take, answers, events)
         self._poll.poll(seconds * 1000)
-        with suppress(BlockingIOError):
-            os.eventfd_read(self._asked)
+        for descriptor in self._woken:
+            with suppress(BlockingIOError):
+                os.eventfd_read(descriptor)
         asked = self._unasked[:MOST]
         del self._unasked[: len(asked)]
         return asked

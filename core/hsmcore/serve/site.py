@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 import threading
@@ -33,9 +34,8 @@ from hsmcore.tlog.note import NoteError
 
 TURN_SECONDS: Final = 0.05
 """The server is asked for its questions no more often than this, whatever its clients do."""
-QUIET_SECONDS: Final = (0.25, 1.0)
-"""How long it may wait for a question; an event waits as long, and up to the second if QUIET_TURNS had none."""
-QUIET_TURNS: Final = 8
+QUIET_SECONDS: Final = 5.0
+"""How long it may wait for a question or a nudge."""
 START_SECONDS: Final = 30.0
 LOST_SECONDS: Final = 10.0
 """A server that does not answer for so long is killed, and started again."""
@@ -60,8 +60,11 @@ class Site:
         """The address: "http://127.0.0.1:9464", or "unix:/path"."""
         publish = source.config.key_manager.publish
         where, files, log = settings.address, settings.tls, source.config.key_manager.audit_log_file
+        witness = _witness(settings)
+        self._nudge = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._opening = server.SiteOpening(
             socket=self._socket.fileno(),
+            nudge=self._nudge,
             certificate=None if files is None else files.certificate_file,
             private_key=None if files is None else files.key_file,
             tokens=tokens,
@@ -69,7 +72,7 @@ class Site:
             log=None if log is None else str(log),
             beside=source.beside,
             version=version,
-            witness=_witness(settings),
+            witness=witness,
             public=None if publish is None else publish.folder,
         )
         self._environment = child_environment(source.config.secret_variables, frozenset())
@@ -77,6 +80,7 @@ class Site:
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="hsmcore-serve", daemon=True)
         self._stop: Callable[[], object] = lambda: None
+        self._wake: Callable[[], object] = lambda: None
         self._closed = False
         self._failure: Exception | None = None
 
@@ -96,6 +100,7 @@ class Site:
             self._stop()
             self._thread.join()
         self._socket.close()
+        os.close(self._nudge)
         path = self._settings.address.path
         if path:
             with suppress(OSError):
@@ -114,7 +119,14 @@ class Site:
     async def _keep(self) -> None:
         """Keep a server running."""
         loop, stopping = asyncio.get_running_loop(), asyncio.Event()
-        self._stop = partial(loop.call_soon_threadsafe, stopping.set)
+        nudge = partial(os.eventfd_write, self._nudge, 1)
+        self._wake = partial(loop.call_soon_threadsafe, nudge)
+
+        def stop() -> None:
+            stopping.set()
+            nudge()
+
+        self._stop = partial(loop.call_soon_threadsafe, stop)
         answers = Answers(self._source, self._access)
         end = self._source.listen(self._told)
         thread = ThreadPoolExecutor(1, "hsmcore-console")
@@ -138,11 +150,11 @@ class Site:
         self, answers: Answers, stopping: asyncio.Event, in_thread: Callable[..., asyncio.Future[Any]]
     ) -> None:
         """Answer the questions of one server until it ends, or until `stopping` those that were asked before."""
-        start = partial(Child, self._environment, main=server.__name__, descriptors=[self._opening.socket])
+        start = partial(Child, self._environment, main=server.__name__, descriptors=[self._opening.socket, self._nudge])
         child = await in_thread(start)
         pending: set[asyncio.Task[tuple[int, Any, str]]] = set()
         done: set[asyncio.Task[tuple[int, Any, str]]] = set()
-        scope, quiet = Scope(), 0
+        scope = Scope()
 
         async def answered(number: int, name: str, arguments: list[Any]) -> tuple[int, Any, str]:
             try:
@@ -159,9 +171,8 @@ class Site:
                 began = time.monotonic()
                 events = [self._events.popleft() for _ in range(len(self._events))]
                 told = {"answers": [task.result() for task in done], "events": events}
-                told["seconds"] = 0.0 if pending else QUIET_SECONDS[quiet >= QUIET_TURNS]
+                told["seconds"] = 0.0 if pending else QUIET_SECONDS
                 asked = await in_thread(child.call, "exchange", told, _questions, LOST_SECONDS)
-                quiet = 0 if events else quiet + 1
                 if len(pending) + len(asked) > MOST:
                     raise ChildLost("it asked too much and was killed")
                 if not stopping.is_set():
@@ -180,6 +191,8 @@ class Site:
         """Keep an event of the key manager for the server. Any thread."""
         shown = {name: value.hex() if isinstance(value, bytes) else value for name, value in details.items()}
         self._events.append({"monotonicNs": time.monotonic_ns(), "kind": event, **_plain(shown)})
+        with suppress(RuntimeError):  # the thread's event loop is closed
+            self._wake()
 
 
 def _questions(asked: list[Any]) -> list[tuple[int, str, list[Any]]]:

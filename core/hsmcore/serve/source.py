@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Mapping
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 from hsmcore.base.events import EVENTS
 
@@ -60,7 +60,7 @@ class ManagerSource:
 
     async def describe(self) -> dict[str, Any]:
         async def describe() -> dict[str, Any]:
-            return self._manager.describe()
+            return cast("dict[str, Any]", self._manager.describe())
 
         return await self._run(describe(), ANSWER_SECONDS)
 

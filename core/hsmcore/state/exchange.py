@@ -10,9 +10,10 @@ checked before each statement.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
-from sqlalchemy import Connection, Select, TextClause
+from sqlalchemy import Connection, Dialect, Select, TextClause
 from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.selectable import CompoundSelect
 
@@ -96,32 +97,51 @@ async def still(asking: Asking, question: Question, incarnation: str, seconds: f
     return bool(told.answers[0]) and told.incarnation == incarnation
 
 
-def answered(connection: Connection, work: Sequence[Question | Change]) -> Answers:
+Execute = Callable[[Connection, Any, Sequence[Mapping[str, Any]]], tuple[Sequence[Sequence[Any]], int]]
+"""Executes a statement for each of the rows of values. Returns the rows that it has found, and how many it has
+changed."""
+
+
+def executed(
+    connection: Connection, statement: Any, values: Sequence[Mapping[str, Any]]
+) -> tuple[Sequence[Sequence[Any]], int]:
+    """Execute, by SQLAlchemy."""
+    found = connection.execute(statement, values if len(values) > 1 else values[0])
+    return found.all() if found.returns_rows else [], found.rowcount
+
+
+def answered(connection: Connection, work: Sequence[Question | Change], execute: Execute = executed) -> Answers:
     """Do one thing after the other. Returns the answers to the questions."""
     answers = []
     for one in work:
-        if isinstance(one, Question):
-            found = connection.execute(one.statement, one.values)
-            answers.append(found.all() if found.returns_rows else [])
-            if one.required and not answers[-1]:
-                raise StoreChanged(CHANGED)
-        else:
-            _change(connection, one)
+        asks = isinstance(one, Question)
+        found, changed = execute(connection, one.statement, [one.values] if isinstance(one, Question) else one.values)
+        if asks:
+            answers.append(found)
+        if one.required and not (found if asks else changed):
+            raise StoreChanged(CHANGED)
     return answers
 
 
-def one_by_one(questions: Sequence[Question], decide: Decide[T]) -> Callable[[Connection], T]:
+def one_by_one(
+    questions: Sequence[Question], decide: Decide[T], execute: Execute = executed
+) -> Callable[[Connection], T]:
     """Return the work of a transaction that executes one statement after the other."""
 
     def work(connection: Connection) -> T:
-        result, changes = decide(answered(connection, questions))
-        answered(connection, changes)
+        result, changes = decide(answered(connection, questions, execute))
+        answered(connection, changes, execute)
         return result
 
     return work
 
 
-def _change(connection: Connection, change: Change) -> None:
-    values = change.values if len(change.values) > 1 else change.values[0]
-    if connection.execute(change.statement, values).rowcount == 0 and change.required:
-        raise StoreChanged(CHANGED)
+@lru_cache(maxsize=128)  # statements are made once
+def text_of(
+    dialect: Dialect, statement: Any, keys: tuple[str, ...] | None = None, schema: str | None = None
+) -> tuple[str, dict[str, Any]]:
+    """Return a statement in the driver's form, and its constant values. `keys`: the names of its values. `schema`:
+    which it names."""
+    where = {} if schema is None else {"schema_translate_map": {None: schema}, "render_schema_translate": True}
+    compiled = statement.compile(dialect=dialect, column_keys=keys, **where)
+    return str(compiled), dict(compiled.params)

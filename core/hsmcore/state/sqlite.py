@@ -19,7 +19,7 @@ import secrets
 import sqlite3
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -28,6 +28,7 @@ from typing import Any, Final, NoReturn, TypeVar
 from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.dialects import sqlite as dialects
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
@@ -35,6 +36,7 @@ from sqlalchemy.pool import NullPool
 from hsmcore.base.ownership import EXPOSED_HINT, exposed, make_empty, make_folder, open_or_make, sync
 from hsmcore.state.database import ABSENT_HINT, BUSY_SECONDS, Database, Told, Work, migrate, reason, require_known
 from hsmcore.state.errors import StoreBusy, StoreError
+from hsmcore.state.exchange import Decide, Question, one_by_one, text_of
 from hsmcore.state.schema import PROMISED
 
 T = TypeVar("T")
@@ -44,6 +46,7 @@ GONE_HINT: Final = (
     "Put the file back, and this process goes on; or stop all that use it, see docs/RECOVERY.md, and start again."
 )
 OWNER_HINT: Final = "All files beside the state file must belong to the key manager's user: chown them."
+_DIALECT: Final = dialects.dialect(paramstyle="named")
 _RETRY_SECONDS: Final = 0.01
 _CHECKPOINT_EVERY: Final = 256
 """Transactions of a process. Each writes some pages of 4 KiB; SQLite's own default is 1,000 pages."""
@@ -114,6 +117,24 @@ class FileDatabase(Database):
         if self.writes and self._until_checkpoint <= 0:
             self._settle(connection, checkpoint=True)
         return result
+
+    def exchange(self, questions: Sequence[Question], decide: Decide[T], *, lenient: bool, turn: bool = True) -> T:
+        return self.transact(one_by_one(questions, decide, self._execute), lenient=lenient, turn=turn)
+
+    def _execute(
+        self, connection: Connection, statement: Any, values: Sequence[Mapping[str, Any]]
+    ) -> tuple[Sequence[Sequence[Any]], int]:
+        """Execute, past SQLAlchemy, which takes longer for that than SQLite."""
+        self.before_execute(connection, statement)
+        text, fixed = text_of(_DIALECT, statement, tuple(values[0]))
+        driver: Any = connection.connection.driver_connection
+        try:
+            if len(values) > 1:
+                return [], driver.executemany(text, [{**fixed, **row} for row in values]).rowcount
+            cursor = driver.execute(text, {**fixed, **values[0]})
+            return cursor.fetchall(), cursor.rowcount
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.shown}: {error}", hint=FILE_HINT) from None
 
     def require_in_place(self) -> None:
         # A file that was deleted or replaced takes transactions as before, and is gone with the process.

@@ -138,5 +138,7 @@ typedef struct hsm_requests_counts {
     uint64_t each_ns;  /* admission control's measurement: from one answer to the next; 0: none */
 } hsm_requests_counts;
 void hsm_requests_count(const hsm_requests *table, hsm_requests_counts *counts);
+/* Of these, `slots` and `queued` together. */
+uint64_t hsm_requests_load(const hsm_requests *table);
 
 #endif

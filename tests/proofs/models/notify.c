@@ -24,8 +24,10 @@ uint32_t hsm_fork_generation(void) {
 }
 
 int timerfd_settime(int fd, int flags, const struct itimerspec *when, struct itimerspec *before) {
-    (void)fd, (void)flags, (void)before;
-    (void)atomic_exchange(&timer_at_ns, hsm_now_ns() + (uint64_t)when->it_value.tv_nsec);
+    (void)flags, (void)before;
+    uint64_t pause = (uint64_t)when->it_value.tv_nsec;
+    hsm_event_clear(fd); /* whatever it was set to before has not come yet */
+    (void)atomic_exchange(&timer_at_ns, pause != 0 ? hsm_now_ns() + pause : 0);
     return 0;
 }
 

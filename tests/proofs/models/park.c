@@ -8,7 +8,7 @@
 
 #define BOUND 2U
 
-enum { ONE, STOP, RESTART, SPINNING, ONE_BY_ONE, TOGETHER, QUARANTINE };
+enum { ONE, STOP, RESTART, SPINNING, ONE_BY_ONE, TOGETHER, QUARANTINE, LEFT };
 
 static int variant;
 static hsm_client client_memory;
@@ -81,6 +81,7 @@ static void reset(void) {
     atomic_store(&shared.mode, variant == RESTART ? HSM_MODE_PAUSED : HSM_MODE_RUN);
     memset(&client_memory, 0, sizeof client_memory);
     client_memory.area = &area;
+    client_memory.workers = variant == LEFT ? 16 : 0; /* a request is left to them while none sleeps */
     atomic_store(&shared.request_tail, variant == RESTART ? 1 : 0);
     engine.area = &area;
     engine.quirks = &quirks;
@@ -98,6 +99,7 @@ const mm_model *mm_choose(int which) {
         [SPINNING] = {reset, {submit_one, serve_one}, NULL, 0},
         [ONE_BY_ONE] = {reset, {submit_one_by_one, serve_two, serve_two}, NULL, BOUND},
         [TOGETHER] = {reset, {submit_two, serve_two, serve_two}, NULL, BOUND},
+        [LEFT] = {reset, {submit_one, serve_one}, NULL, 0},
         [QUARANTINE] = {reset, {submit_one, serve_two, serve_two, supervise}, NULL, BOUND},
     };
     variant = which;

@@ -9,8 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from email.utils import formatdate
+from functools import lru_cache
 from socket import socket
 from typing import Any, Final
 
@@ -92,6 +95,7 @@ class LimitedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def handle_events(self) -> None:
+        self.server_state.default_headers = _dated(int(time.time()))
         super().handle_events()
         if self.transport.is_closing():
             return
@@ -115,6 +119,12 @@ class LimitedProtocol(H11Protocol):
         # A closing connection too: a client that reads nothing can delay the end for ever.
         self._place.idle()
         super().on_response_complete()
+
+
+@lru_cache(1)
+def _dated(second: int) -> list[tuple[bytes, bytes]]:
+    """The headers of every answer within a second of Unix time."""
+    return [(b"date", formatdate(second, usegmt=True).encode())]
 
 
 class HttpServer(uvicorn.Server):
@@ -151,6 +161,16 @@ class HttpServer(uvicorn.Server):
         )
         self._sockets, self._tls, self._ready, self._refused = sockets, tls, ready, refused
         self._handshakes = handshakes
+        self._ending = asyncio.Event()
+
+    def end(self, *, at_once: bool = False) -> None:
+        """Have `serve` return: once the open requests are answered, unless it is to be `at_once`."""
+        self.should_exit, self.force_exit = True, at_once
+        self._ending.set()
+
+    async def main_loop(self) -> None:
+        """Wait for `end`. uvicorn's own wakes ten times a second, to see whether it is to end and to write the date."""
+        await self._ending.wait()
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:

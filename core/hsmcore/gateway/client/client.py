@@ -26,7 +26,7 @@ from hsmcore.errors import (
     NotInitialized,
     WrongEventLoop,
 )
-from hsmcore.errors.batch import each
+from hsmcore.errors.batch import batch_of, each
 from hsmcore.gateway.client.arguments import (
     as_bytes,
     cut,
@@ -312,7 +312,7 @@ class Client:
         """Sign a batch; as KeyManager.sign_many. One beyond the gateway's limits goes in several frames."""
         outbox, _ = self._ready()
         named = kind_of(kind)
-        batch = each(self._checked, messages)
+        batch = each(self._checked, batch_of(messages))
         most = min(self._session.batch if self._session is not None else 1, max(outbox.credits, 1))
         parts = [wire.SignMany(named, 0, 0, part) for part in cut(batch, most)]
         requests: list[ClientRequest] = []

@@ -110,7 +110,7 @@ class ClientLink(asyncio.Protocol):
             self._session.learn(wire.read_keys(one.body))
             self._outbox.keys_changed(self)
         elif one.type is Type.CREDIT:
-            self._outbox.credits = wire.read_number(one.body, 4)
+            self._outbox.credits = wire.read_credit(one.body)
         elif one.type is Type.GOAWAY:
             self.left_ms, _ = wire.read_goaway(one.body)
             self.leave()

@@ -63,7 +63,7 @@ class Face:
 
     async def close(self, *, at_once: bool = False) -> None:
         """Accept no more, answer the open requests unless it is to be `at_once`, and end. Idempotent."""
-        self._server.should_exit, self._server.force_exit = True, at_once
+        self._server.end(at_once=at_once)
         if self._serving is not None:
             await self._serving
 
@@ -307,7 +307,7 @@ async def _verified(key: RemoteKey, item: object, options: transit.TransitOption
     signature = transit.signature_of(text, version.algorithm, jws=options.jws)[:_MOST_SIGNATURE]
     said, digest = wire.Verify(version.id, signature, message), options.prehashed
     answer = await key.ask(lambda number: trail.along(wire.verify(number, said, slot=key.slot, digest=digest)))
-    return {"valid": bool(wire.read_number(answer.body, 1))}
+    return {"valid": wire.read_verified(answer.body)}
 
 
 def _require_room(key: RemoteKey, items: Sequence[object]) -> None:

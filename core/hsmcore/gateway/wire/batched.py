@@ -6,21 +6,18 @@ is named with it has signed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from hsmcore.errors import BadArgument, SignatureInvalid
 from hsmcore.gateway.wire import messages as wire
-from hsmcore.gateway.wire.fields import Fields, reading, text8
+from hsmcore.gateway.wire.fields import BYTES8, REST, TEXT8, U8, U32, U64, reader, record
 from hsmcore.gateway.wire.frames import Flag, Type, frame
 
 if TYPE_CHECKING:
     from hsmcore._native import BatchedSignature
     from hsmcore.tlog.proof import ProofParts
-
-_HEAD: Final = Struct("<BI")
-_RECORD: Final = Struct("<Q")
 
 Place = tuple[int | None, str, bytes, bytes]
 """What BATCHED says: number of the root's record or None, key id, public key, C2SP tlog-proof."""
@@ -46,33 +43,30 @@ class ClientBatchedSignature:
     audit_seq: int | None
 
 
+_PLACE: Final = record(lambda *said: said, U8, U32, REST)
+_BATCHED: Final = record(lambda seq, *said: (None if seq == wire.NO_RECORD else seq, *said), U64, TEXT8, BYTES8, REST)
+_read_place: Final[Callable[[bytes], tuple[int, int, bytes]]] = reader(_PLACE)
+read_batched: Final[Callable[[bytes], Place]] = reader(_BATCHED)
+"""Read BATCHED. Raises WireError. Nothing is verified."""
+
+
 def sign_batched(request: int, one: SignBatched, *, slot: int = 0, again: bool = False) -> bytes:
     """Return SIGN_BATCHED."""
-    body = _HEAD.pack(wire.KINDS.index(one.kind), one.timeout_ms) + one.message
+    body = _PLACE.put((wire.KIND_NUMBERS[one.kind], one.timeout_ms, one.message))
     return frame(Type.SIGN_BATCHED, request, body, slot=slot, flags=Flag.AGAIN if again else 0)
 
 
 def read_sign_batched(body: bytes) -> SignBatched:
     """Read SIGN_BATCHED. Raises WireError."""
-    with reading():
-        fields = Fields(body)
-        kind, timeout = fields.take(_HEAD)
-        return SignBatched(wire.kind_of(kind), timeout, fields.rest())
+    kind, timeout, message = _read_place(body)
+    return SignBatched(wire.kind_of(kind), timeout, message)
 
 
 def batched(request: int, one: BatchedSignature | ClientBatchedSignature, *, slot: int = 0) -> bytes:
     """Return BATCHED."""
-    record = _RECORD.pack(wire.NO_RECORD if one.audit_seq is None else one.audit_seq)
-    body = record + text8(one.key_id) + bytes((len(one.public_key),)) + one.public_key + one.proof
+    seq = wire.NO_RECORD if one.audit_seq is None else one.audit_seq
+    body = _BATCHED.put((seq, one.key_id, one.public_key, one.proof))
     return frame(Type.BATCHED, request, body, slot=slot)
-
-
-def read_batched(body: bytes) -> Place:
-    """Read BATCHED. Raises WireError. Nothing is verified."""
-    with reading():
-        fields = Fields(body)
-        (record,) = fields.take(_RECORD)
-        return None if record == wire.NO_RECORD else record, fields.text8(), fields.bytes8(), fields.rest()
 
 
 def unknown() -> BadArgument:

@@ -1,82 +1,141 @@
-"""Fields of a body, one behind the other: for wire."""
+"""What the bodies of frames are made of: fields, one behind the other. wire says which a frame has."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from operator import methodcaller
 from struct import Struct
 from struct import error as struct_error
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from hsmcore.gateway.wire.frames import WireError
 
-U16: Final = Struct("<H")
 
-
-class Fields:
-    """Reads a body field by field. Raises WireError within `reading`."""
+class Reading:
+    """A body that is read from its begin."""
 
     def __init__(self, body: bytes) -> None:
         self._body, self._at = body, 0
 
-    def take(self, form: Struct) -> tuple[Any, ...]:
-        """Numbers."""
-        values = form.unpack_from(self._body, self._at)
-        self._at += form.size
-        return values
+    @property
+    def left(self) -> int:
+        """Bytes that are not read yet."""
+        return len(self._body) - self._at
 
     def raw(self, count: int) -> bytes:
-        """So many bytes."""
+        """So many bytes. Raises WireError."""
         found = self._body[self._at : self._at + count]
         if len(found) != count:
             raise WireError("a field ends behind the frame")
         self._at += count
         return found
 
-    def bytes8(self) -> bytes:
-        """Bytes behind their number, of 8 bits."""
-        return self.raw(self.raw(1)[0])
 
-    def bytes16(self) -> bytes:
-        """Bytes behind their number, of 16 bits."""
-        return self.raw(self.take(U16)[0])
+class Field(NamedTuple):
+    """How a value stands in a body."""
 
-    def text8(self) -> str:
-        """Text behind the number of its bytes, of 8 bits."""
-        return self.bytes8().decode()
+    put: Callable[[Any], bytes]
+    take: Callable[[Reading], Any]
+    """Raises WireError, struct.error, UnicodeDecodeError."""
 
-    def rest(self) -> bytes:
-        """All that is left."""
-        return self.raw(len(self._body) - self._at)
 
-    def end(self) -> None:
-        """Nothing is left. Raises WireError."""
-        if self._at != len(self._body):
+def number(form: str) -> Field:
+    """A number, as struct has it."""
+    one = Struct(form)
+    return Field(one.pack, lambda reading: one.unpack(reading.raw(one.size))[0])
+
+
+U8: Final = number("<B")
+U16: Final = number("<H")
+U32: Final = number("<I")
+U64: Final = number("<Q")
+REST: Final = Field(bytes, lambda reading: reading.raw(reading.left))
+"""All that is left."""
+
+
+def exactly(count: int) -> Field:
+    """So many bytes."""
+    return Field(bytes, methodcaller("raw", count))
+
+
+def counted(count: Field) -> Field:
+    """Bytes behind their number."""
+    return Field(lambda data: count.put(len(data)) + data, lambda reading: reading.raw(count.take(reading)))
+
+
+BYTES8: Final = counted(U8)
+BYTES16: Final = counted(U16)
+
+
+def text(data: Field) -> Field:
+    """The bytes of a text."""
+    return Field(lambda said: data.put(said.encode()), lambda reading: data.take(reading).decode())
+
+
+TEXT8: Final = text(BYTES8)
+TEXT16: Final = text(BYTES16)
+
+
+def below(limit: int, count: Field = U8) -> Field:
+    """A number below a limit."""
+
+    def take(reading: Reading) -> Any:
+        if (found := count.take(reading)) >= limit:
+            raise WireError(f"number {found} means nothing")
+        return found
+
+    return Field(count.put, take)
+
+
+_BIT: Final = below(2)
+FLAG: Final = Field(U8.put, lambda reading: bool(_BIT.take(reading)))
+
+
+def stated(one: Field) -> Field:
+    """As `one`, which must say something."""
+
+    def take(reading: Reading) -> Any:
+        if not (found := one.take(reading)):
+            raise WireError("a field that says nothing")
+        return found
+
+    return Field(one.put, take)
+
+
+def named(names: Sequence[str]) -> Field:
+    """The place of a name, in 8 bits."""
+    place = below(len(names))
+    return Field(lambda name: place.put(names.index(name)), lambda reading: names[place.take(reading)])
+
+
+def some(one: Field, made: Callable[[list[Any]], Any] = tuple) -> Field:
+    """So many of a kind, behind their number."""
+
+    def take(reading: Reading) -> Any:
+        return made([one.take(reading) for _ in range(U16.take(reading))])
+
+    return Field(lambda values: U16.put(len(values)) + b"".join(map(one.put, values)), take)
+
+
+def record(made: Callable[..., Any], *fields: Field) -> Field:
+    """The fields of a named tuple."""
+    return Field(
+        lambda values: b"".join(field.put(value) for field, value in zip(fields, values, strict=True)),
+        lambda reading: made(*[field.take(reading) for field in fields]),
+    )
+
+
+def reader(field: Field) -> Callable[[bytes], Any]:
+    """Return what reads a body that has this field and nothing behind it. It raises WireError."""
+
+    def read(body: bytes) -> Any:
+        reading = Reading(body)
+        try:
+            found = field.take(reading)
+        except (struct_error, UnicodeDecodeError) as error:
+            raise WireError(str(error)) from None
+        if reading.left:
             raise WireError("bytes behind the last field")
+        return found
 
-
-def named(names: Sequence[str], number: int) -> str:
-    """Return the name with a number. Raises WireError."""
-    if number >= len(names):
-        raise WireError(f"number {number} means nothing")
-    return names[number]
-
-
-@contextmanager
-def reading() -> Iterator[None]:
-    """Raise WireError for what a reader stumbles over."""
-    try:
-        yield
-    except (struct_error, IndexError, UnicodeDecodeError) as error:
-        raise WireError(str(error)) from None
-
-
-def text8(text: str) -> bytes:
-    """Return text behind the number of its bytes."""
-    data = text.encode()
-    return bytes((len(data),)) + data
-
-
-def bytes16(data: bytes) -> bytes:
-    """Return bytes behind their number."""
-    return U16.pack(len(data)) + data
+    return read

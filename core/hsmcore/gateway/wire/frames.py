@@ -148,7 +148,8 @@ class Splitter:
         self._types = tuple(rules.get(n) for n in range(256))
         self._data: bytes | bytearray = b""
         self._at = 0  # what stands before is cut
-        self._wanted = _LENGTH.size  # bytes that must be left before it is worth a look
+        self.wanted = _LENGTH.size
+        """Bytes that must be there before it is worth a look."""
         self.ready = False
         """Whether there may be a frame for `cut`."""
         self.settled = 0
@@ -167,7 +168,7 @@ class Splitter:
             if not isinstance(self._data, bytearray):
                 self._data, self._at = bytearray(self._data[self._at :]), 0
             self._data += data
-        self.ready = len(self._data) - self._at >= self._wanted
+        self.ready = len(self._data) - self._at >= self.wanted
 
     def cut(self, most: int = sys.maxsize, open: dict[int, Any] | None = None, signs: Any = None) -> list[Frame]:  # noqa: A002
         """Return frames that are whole now, at most so many; the others stay. `open`, `signs`: as of native.cut_frames,
@@ -181,7 +182,7 @@ class Splitter:
             raise WireError(self._fault(data[at : at + _HEAD.size]))
         left = len(data) - at
         self._data, self._at = (data, at) if left else (b"", 0)
-        self._wanted, self.ready = wanted, left >= wanted
+        self.wanted, self.ready = wanted, left >= wanted
         return frames
 
     def _fault(self, head: bytes) -> str:
@@ -215,7 +216,7 @@ def traced(made: bytes, parent: TraceParent) -> bytes:
 
 def labelled(made: bytes, label: Label) -> bytes:
     """Return a request's frame with its label; as `traced`, which comes behind this."""
-    peer = label.peer.encode(errors="replace")[:_MOST_PEER]
+    peer = label.peer.encode(errors="replace")[:_MOST_PEER].decode(errors="ignore").encode()
     return _with(made, Flag.LABELLED, label.request_id + bytes([len(peer)]) + peer)
 
 
@@ -240,5 +241,8 @@ def unlabelled(one: Frame) -> tuple[Frame, Label]:
     after = begin + (one.body[_ID_BYTES] if len(one.body) > _ID_BYTES else 0)
     if len(one.body) < after or len(one.body) < begin:
         raise WireError("a label that is none")
-    label = Label(one.body[:_ID_BYTES], one.body[begin:after].decode(errors="replace"))
+    try:
+        label = Label(one.body[:_ID_BYTES], one.body[begin:after].decode())
+    except UnicodeDecodeError as error:
+        raise WireError(str(error)) from None
     return one._replace(flags=one.flags & ~Flag.LABELLED, body=one.body[after:]), label

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from enum import IntFlag
+from functools import partial
 from struct import Struct
 from struct import error as struct_error
 from typing import Any, Final, NamedTuple
 
 from hsmcore.base.receipt import Receipt
 from hsmcore.errors import HsmError, NotHolder
-from hsmcore.gateway.wire.fields import U16, Fields, bytes16, named, reading, text8
+from hsmcore.gateway.wire.fields import (
+    BYTES8,
+    BYTES16,
+    FLAG,
+    REST,
+    TEXT8,
+    TEXT16,
+    U16,
+    U32,
+    Field,
+    Reading,
+    below,
+    exactly,
+    named,
+    reader,
+    record,
+    some,
+    stated,
+    text,
+)
 from hsmcore.gateway.wire.frames import MIN_BYTES, Flag, Frame, Type, UnknownKind, WireError, frame
 
 VERSION: Final = 1
@@ -36,14 +56,11 @@ _LENGTH: Final = Struct("<I")
 _SIGN: Final = Struct("<BIQI")
 _MANY: Final = Struct("<BIIH")
 _SIGNED: Final = Struct("<IBQ")
-_SIGNED_MANY: Final = Struct("<IH")
+_OUTCOME: Final = Struct("<BH")
+"""Of SIGNED_MANY, before its bytes: whether it is an error, and how many they are."""
 _SIGNED_FRAME: Final = Struct("<IBBHQIBQ")
 """A whole frame but for the signature: the answer that is made most often."""
 _SIGNED_TYPE: Final = int(Type.SIGNED)
-_ERROR: Final = Struct("<BI")
-_GOAWAY: Final = Struct("<I")
-_LIMITS: Final = Struct("<IIHI")
-_KEY: Final = Struct("<HIBB")
 _SIGN_FRAME: Final = Struct("<IBBHQBIQI")
 _SIGN_TYPE, _POSITION, _AGAIN = int(Type.SIGN), int(Flag.HAS_POSITION), int(Flag.AGAIN)
 
@@ -161,81 +178,38 @@ class Verify(NamedTuple):
     """Bytes; a Digest, where the gateway has read Flag.DIGEST."""
 
 
-def _require_version(fields: Fields) -> None:
-    (found,) = fields.take(U16)
-    if found != VERSION:
-        raise WireError(f"version {found} of the protocol; this is {VERSION}")
+def _greeting(found: Field) -> Field:
+    """Behind the protocol's version."""
+
+    def take(reading: Reading) -> Any:
+        if (version := U16.take(reading)) != VERSION:
+            raise WireError(f"version {version} of the protocol; this is {VERSION}")
+        return found.take(reading)
+
+    return Field(lambda said: U16.put(VERSION) + found.put(said), take)
 
 
-def _read_keys(fields: Fields) -> tuple[Key, ...]:
-    return tuple(_read_key(fields) for _ in range(*fields.take(U16)))
+def _writer(kind: Type, field: Field) -> Callable[..., bytes]:
+    """What returns the frame of a request's number and what it says."""
+
+    def write(request: int, *said: Any, slot: int = 0) -> bytes:
+        return frame(kind, request, field.put(said[0] if len(said) == 1 else said), slot=slot)
+
+    return write
 
 
-def _read_key(fields: Fields) -> Key:
-    slot, version, state, algorithm = fields.take(_KEY)
-    if state > 1 or not algorithm:
-        raise WireError(f"state {state}, algorithm {algorithm} of a key")
-    key_id, public_key, (kinds,) = fields.text8(), fields.bytes8(), fields.take(U16)
-    return Key(slot, version, bool(state), named(ALGORITHMS, algorithm), key_id, public_key, kinds)
-
-
-def hello(nonce: bytes, program: str) -> bytes:
-    """Return HELLO. `nonce`: NONCE_BYTES bytes; `program`: at most 64 bytes."""
-    return frame(Type.HELLO, body=U16.pack(VERSION) + nonce + text8(program))
-
-
-def read_hello(body: bytes) -> Hello:
-    """Read HELLO. Raises WireError, also for another version."""
-    with reading():
-        fields = Fields(body)
-        _require_version(fields)
-        found = Hello(fields.raw(NONCE_BYTES), fields.text8())
-        fields.end()
-        return found
-
-
-def welcome(one: Welcome) -> bytes:
-    """Return WELCOME."""
-    limits = _LIMITS.pack(one.credits, one.message_bytes, one.batch, one.remember_ms)
-    slots = U16.pack(len(one.slots)) + b"".join(map(text8, one.slots))
-    body = (U16.pack(VERSION), one.instance, limits, text8(one.client), slots, _keys(one.keys))
-    return frame(Type.WELCOME, body=b"".join(body))
-
-
-def read_welcome(body: bytes) -> Welcome:
-    """Read WELCOME. Raises WireError."""
-    with reading():
-        fields = Fields(body)
-        _require_version(fields)
-        instance = fields.raw(NONCE_BYTES)
-        most, size, batch, remember = fields.take(_LIMITS)
-        client = fields.text8()
-        slots = tuple(fields.text8() for _ in range(*fields.take(U16)))
-        found = Welcome(instance, most, size, batch, remember, client, slots, _read_keys(fields))
-        fields.end()
-        return found
-
-
-def keys(listed: Sequence[Key]) -> bytes:
-    """Return KEYS."""
-    return frame(Type.KEYS, body=_keys(listed))
-
-
-def read_keys(body: bytes) -> tuple[Key, ...]:
-    """Read KEYS. Raises WireError."""
-    with reading():
-        fields = Fields(body)
-        found = _read_keys(fields)
-        fields.end()
-        return found
-
-
-def _keys(listed: Sequence[Key]) -> bytes:
-    parts = [U16.pack(len(listed))]
-    for key in listed:
-        head = _KEY.pack(key.slot, key.version, key.current, ALGORITHMS.index(key.algorithm))
-        parts.append(head + text8(key.id) + bytes((len(key.public_key),)) + key.public_key + U16.pack(key.kinds))
-    return b"".join(parts)
+# Of each type, what makes its frame, of a request's number if it has one, and what reads its body, which raises
+# WireError.
+_NONCE: Final = exactly(NONCE_BYTES)
+_KEYS: Final = some(record(Key, U16, U32, FLAG, stated(named(ALGORITHMS)), TEXT8, BYTES8, U16))
+_HELLO: Final = _greeting(record(Hello, _NONCE, TEXT8))
+_WELCOME: Final = _greeting(record(Welcome, _NONCE, U32, U32, U16, U32, TEXT8, some(TEXT8), _KEYS))
+hello: Final = partial(_writer(Type.HELLO, _HELLO), 0)
+read_hello: Final[Callable[[bytes], Hello]] = reader(_HELLO)
+welcome: Final = partial(_writer(Type.WELCOME, _WELCOME), 0)
+read_welcome: Final[Callable[[bytes], Welcome]] = reader(_WELCOME)
+keys: Final = partial(_writer(Type.KEYS, _KEYS), 0)
+read_keys: Final[Callable[[bytes], tuple[Key, ...]]] = reader(_KEYS)
 
 
 def sign(request: int, one: Sign, *, slot: int = 0, again: bool = False) -> bytes:
@@ -281,45 +255,30 @@ def sign_many(request: int, one: SignMany, *, slot: int = 0, again: bool = False
 
 def read_sign_many(body: bytes) -> SignMany:
     """Read SIGN_MANY. Raises WireError."""
-    with reading():
+    try:
         kind, timeout, version, count = _MANY.unpack_from(body)
         messages, end = list[bytes](), _MANY.size
-        for _ in range(count):  # without Fields: a batch has many
+        for _ in range(count):  # without fields: a batch has many
             (size,) = _LENGTH.unpack_from(body, end)
             begin, end = end + _LENGTH.size, end + _LENGTH.size + size
             messages.append(body[begin:end])
-        if end != len(body):
-            raise WireError("a field ends behind the frame" if end > len(body) else "bytes behind the last field")
-        return SignMany(kind_of(kind), timeout, version, messages)
+    except struct_error as error:
+        raise WireError(str(error)) from None
+    if end != len(body):
+        raise WireError("a field ends behind the frame" if end > len(body) else "bytes behind the last field")
+    return SignMany(kind_of(kind), timeout, version, messages)
+
+
+_VERIFY: Final = record(Verify, TEXT8, BYTES16, REST)
+_MANAGE: Final = record(Manage, stated(named(OPERATIONS)), TEXT8)
+manage: Final = _writer(Type.MANAGE, _MANAGE)
+read_manage: Final[Callable[[bytes], Manage]] = reader(_MANAGE)
+read_verify: Final[Callable[[bytes], Verify]] = reader(_VERIFY)
 
 
 def verify(request: int, one: Verify, *, slot: int = 0, digest: bool = False) -> bytes:
     """Return VERIFY. `digest`: the message is one."""
-    body = text8(one.key_id) + bytes16(one.signature) + one.message
-    return frame(Type.VERIFY, request, body, slot=slot, flags=Flag.DIGEST if digest else 0)
-
-
-def read_verify(body: bytes) -> Verify:
-    """Read VERIFY. Raises WireError."""
-    with reading():
-        fields = Fields(body)
-        return Verify(fields.text8(), fields.bytes16(), fields.rest())
-
-
-def manage(request: int, one: Manage, *, slot: int = 0) -> bytes:
-    """Return MANAGE."""
-    return frame(Type.MANAGE, request, bytes((OPERATIONS.index(one.operation),)) + text8(one.key_id), slot=slot)
-
-
-def read_manage(body: bytes) -> Manage:
-    """Read MANAGE. Raises WireError."""
-    with reading():
-        fields = Fields(body)
-        found = Manage(named(OPERATIONS, fields.raw(1)[0]), fields.text8())
-        fields.end()
-        if not found.operation:
-            raise WireError("no operation")
-        return found
+    return frame(Type.VERIFY, request, _VERIFY.put(one), slot=slot, flags=Flag.DIGEST if digest else 0)
 
 
 def signed(request: int, version: int, one: Receipt, *, slot: int = 0) -> bytes:
@@ -333,100 +292,60 @@ def signed(request: int, version: int, one: Receipt, *, slot: int = 0) -> bytes:
 def read_signed(body: bytes) -> tuple[int, str, int | None, bytes]:
     """Read SIGNED: version, level, number of the record or None, signature. Raises WireError."""
     try:
-        version, level, record = _SIGNED.unpack_from(body)
+        version, level, seq = _SIGNED.unpack_from(body)
     except struct_error as error:
         raise WireError(str(error)) from None
-    return version, named(LEVELS, level), None if record == NO_RECORD else record, body[_SIGNED.size :]
+    if level >= len(LEVELS):
+        raise WireError(f"number {level} means nothing")
+    return version, LEVELS[level], None if seq == NO_RECORD else seq, body[_SIGNED.size :]
 
 
-def signed_many(request: int, version: int, outcomes: Sequence[bytes | Refusal], *, slot: int = 0) -> bytes:
-    """Return SIGNED_MANY, with an outcome for each message."""
-    parts = [_SIGNED_MANY.pack(version, len(outcomes))]
-    for outcome in outcomes:
-        bad, data = (b"\0", outcome) if isinstance(outcome, bytes) else (b"\1", _refusal(outcome))
-        parts += bad, U16.pack(len(data)), data
-    return frame(Type.SIGNED_MANY, request, b"".join(parts), slot=slot)
-
-
-def read_signed_many(body: bytes) -> tuple[int, list[bytes | Refusal]]:
-    """Read SIGNED_MANY: the version, and an outcome for each message. Raises WireError."""
-    with reading():
-        fields, outcomes = Fields(body), list[bytes | Refusal]()
-        version, count = fields.take(_SIGNED_MANY)
-        for _ in range(count):
-            bad, outcome = fields.raw(1)[0], fields.bytes16()
-            if bad > 1:
-                raise WireError(f"outcome {bad}")
-            outcomes.append(read_error(outcome) if bad else outcome)
-        fields.end()
-        return version, outcomes
-
-
-def error(request: int, one: Refusal) -> bytes:
-    """Return ERROR."""
-    return frame(Type.ERROR, request, _refusal(one))
-
-
-def _refusal(one: Refusal) -> bytes:
+def _put_refusal(one: Refusal) -> bytes:
     flags = (Fault.RETRYABLE if one.retryable else 0) | (Fault.MAYBE_SIGNED if one.maybe_signed else 0)
-    text = one.text.encode()[:MOST_TEXT].decode(errors="ignore") + (_HOLDER + one.holder if one.holder else "")
-    return _ERROR.pack(flags, one.retry_after_ms) + text8(one.status) + text8(one.error_class) + bytes16(text.encode())
+    said = one.text.encode()[:MOST_TEXT].decode(errors="ignore") + (_HOLDER + one.holder if one.holder else "")
+    return _REFUSAL.put((flags, one.retry_after_ms, one.status, one.error_class, said))
 
 
-def read_error(body: bytes) -> Refusal:
-    """Read what ERROR, or an outcome of SIGNED_MANY, says. Raises WireError."""
-    with reading():
-        fields = Fields(body)
-        flags, retry_after = fields.take(_ERROR)
-        if flags > Fault.RETRYABLE | Fault.MAYBE_SIGNED:
-            raise WireError(f"flags {flags:#x} of an error")
-        status, error_class, text = fields.text8(), fields.text8(), fields.bytes16().decode()
-        fields.end()
-        retryable, maybe = bool(flags & Fault.RETRYABLE), bool(flags & Fault.MAYBE_SIGNED)
-        text, _, holder = text.partition(_HOLDER) if status == _HELD else (text, "", "")
-        return Refusal(retryable, maybe, retry_after, status, error_class, text, holder)
+def _refusal(flags: int, retry_after_ms: int, status: str, error_class: str, said: str) -> Refusal:
+    retryable, maybe = bool(flags & Fault.RETRYABLE), bool(flags & Fault.MAYBE_SIGNED)
+    said, _, holder = said.partition(_HOLDER) if status == _HELD else (said, "", "")
+    return Refusal(retryable, maybe, retry_after_ms, status, error_class, said, holder)
 
 
-def goaway(left_ms: int, reason: str) -> bytes:
-    """Return GOAWAY."""
-    return frame(Type.GOAWAY, body=_GOAWAY.pack(left_ms) + text8(reason))
+_REFUSAL: Final = record(_refusal, below(1 + sum(Fault)), U32, TEXT8, TEXT8, TEXT16)
+_ERROR: Final = Field(_put_refusal, _REFUSAL.take)
+error: Final = _writer(Type.ERROR, _ERROR)
+read_error: Final[Callable[[bytes], Refusal]] = reader(_ERROR)
+"""Also an outcome of SIGNED_MANY."""
 
 
-def read_goaway(body: bytes) -> tuple[int, str]:
-    """Read GOAWAY: milliseconds that are left, and why. Raises WireError."""
-    with reading():
-        fields = Fields(body)
-        (left,) = fields.take(_GOAWAY)
-        reason = fields.text8()
-        fields.end()
-        return left, reason
+def _put_outcome(one: bytes | Refusal) -> bytes:
+    said = one if isinstance(one, bytes) else _put_refusal(one)
+    return _OUTCOME.pack(said is not one, len(said)) + said
 
 
-def verified(request: int, valid: bool) -> bytes:
-    """Return VERIFIED."""
-    return frame(Type.VERIFIED, request, bytes((valid,)))
+def _take_outcome(reading: Reading) -> bytes | Refusal:
+    bad, size = _OUTCOME.unpack(reading.raw(_OUTCOME.size))
+    if bad > 1:
+        raise WireError(f"outcome {bad}")
+    return read_error(reading.raw(size)) if bad else reading.raw(size)
 
 
-def pong(request: int, sent: bytes) -> bytes:
-    """Return PONG."""
-    return frame(Type.PONG, request, sent)
-
-
-def done(request: int, text: str) -> bytes:
-    """Return DONE."""
-    return frame(Type.DONE, request, text.encode())
-
-
-def credit(number: int) -> bytes:
-    """Return CREDIT."""
-    return frame(Type.CREDIT, body=_LENGTH.pack(number))
-
-
-def read_number(body: bytes, size: int) -> int:
-    """Read a body of one number: VERIFIED (1 byte), CREDIT (4). Raises WireError."""
-    if len(body) != size or (size == 1 and body[0] > 1):
-        raise WireError(f"{len(body)} bytes that are no number of {size}")
-    return int.from_bytes(body, "little")
+_SIGNED_MANY: Final = record(lambda *said: said, U32, some(Field(_put_outcome, _take_outcome), list))
+_GOAWAY: Final = record(lambda *said: said, U32, TEXT8)
+signed_many: Final = _writer(Type.SIGNED_MANY, _SIGNED_MANY)
+"""Of the version, and an outcome for each message."""
+read_signed_many: Final[Callable[[bytes], tuple[int, list[bytes | Refusal]]]] = reader(_SIGNED_MANY)
+goaway: Final = partial(_writer(Type.GOAWAY, _GOAWAY), 0)
+"""Of milliseconds that are left, and why."""
+read_goaway: Final[Callable[[bytes], tuple[int, str]]] = reader(_GOAWAY)
+verified: Final = _writer(Type.VERIFIED, FLAG)
+read_verified: Final[Callable[[bytes], bool]] = reader(FLAG)
+credit: Final = partial(_writer(Type.CREDIT, U32), 0)
+read_credit: Final[Callable[[bytes], int]] = reader(U32)
+done: Final = _writer(Type.DONE, text(REST))
+read_text: Final[Callable[[bytes], str]] = reader(text(REST))
+"""Of DONE."""
 
 
 def read_bytes(body: bytes, most: int) -> bytes:
@@ -434,9 +353,3 @@ def read_bytes(body: bytes, most: int) -> bytes:
     if len(body) > most:
         raise WireError(f"{len(body)} bytes; {most} at most")
     return body
-
-
-def read_text(body: bytes) -> str:
-    """Read DONE. Raises WireError."""
-    with reading():
-        return body.decode()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Final
@@ -74,7 +75,16 @@ class TokenRequest(Verb[KeyRecord]):
 def provision(request: TokenRequest, softhsm_conf: Path) -> KeyRecord:
     """Run the request in a child. Blocks for about a second. Idempotent, also after an interruption."""
     environment = child_environment(frozenset(), frozenset()) | {"SOFTHSM2_CONF": str(softhsm_conf)}
-    with tempfile.TemporaryFile() as errors, Child(environment, errors) as child:
+    with ExitStack() as opened:
+        try:
+            errors = opened.enter_context(tempfile.TemporaryFile())
+            child = opened.enter_context(Child(environment, errors))
+        except OSError as error:
+            why = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+            raise SystemFailure(
+                f"making the token failed: its child cannot be started: {why}",
+                hint="Check sys.executable, which is started, and TMPDIR.",
+            ) from error
         try:
             name, secrets = type(request).__name__, request.secrets
             return child.call(name, request.to_json(), request.result_of_json, CHILD_SECONDS, secrets)

@@ -25,7 +25,7 @@ import orjson
 from hsmcore._native import wipe
 from hsmcore.base.ownership import foreign, make_folder, open_or_make, replace
 from hsmcore.config.secret import Secret
-from hsmcore.errors import ModuleMissing, SystemFailure
+from hsmcore.errors import HsmError, ModuleMissing, SystemFailure
 from hsmcore.members.control.curves import Algorithm
 
 if TYPE_CHECKING:
@@ -140,6 +140,8 @@ class StateFolder:
                     config["sequencer"]["gateway"] = served
                 replace(self.config, orjson.dumps(config, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
                 return key
+        except HsmError:  # some are OSErrors: a deadline that passed
+            raise
         except OSError as error:
             raise SystemFailure(
                 f"the state folder {self.path} cannot be written: {error.strerror}",

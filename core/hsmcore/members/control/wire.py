@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from enum import IntEnum
 from functools import cache
 from types import UnionType
 from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
-
-from pkcs11.mechanisms import Mechanism
 
 from hsmcore.errors import EXCEPTION_OF_STATUS, ConfigurationError, HsmError
 
@@ -37,6 +36,10 @@ def _fields(kind: type) -> dict[str, Any]:
     return {name: hint for name, hint in _hints(kind).items() if hint is not bytearray}
 
 
+def _is_number(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, IntEnum)
+
+
 def pack(kind: Any, value: Any) -> Any:
     """JSON-ready data for a value of a type. Raises TypeError if it is of another type."""
     origin, inner = get_origin(kind), get_args(kind)
@@ -52,7 +55,7 @@ def pack(kind: Any, value: Any) -> Any:
         return {name: pack(hint, getattr(value, name)) for name, hint in _fields(kind).items()}
     if kind is bytes and isinstance(value, bytes | bytearray):
         return value.hex()
-    if kind is Mechanism and isinstance(value, Mechanism):
+    if _is_number(kind) and isinstance(value, kind):
         return int(value)
     if value in inner if origin is Literal else kind in _PLAIN and isinstance(value, kind):
         return value
@@ -74,8 +77,8 @@ def unpack(kind: Any, data: Any) -> Any:
         return kind(**unpack_fields(kind, data))
     if kind is bytes and isinstance(data, str):
         return bytes.fromhex(data)
-    if kind is Mechanism and type(data) is int:
-        return int.__new__(Mechanism, data)  # which has no member for a vendor's number
+    if _is_number(kind) and type(data) is int:
+        return int.__new__(kind, data)  # a pkcs11.Mechanism has no member for a vendor's number
     if data in inner if origin is Literal else kind in _PLAIN and type(data) is kind:
         return data
     raise _unfit(kind, data)

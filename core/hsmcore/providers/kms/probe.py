@@ -11,7 +11,8 @@ from typing import Any, Final, Self, TypeVar
 
 from hsmcore._native import verify
 from hsmcore.base.log import printable
-from hsmcore.doctor.common import UNPROVEN_HINT, check_configuration, compare_public_key
+from hsmcore.doctor.common import check_configuration
+from hsmcore.doctor.public_keys import UNPROVEN_HINT, compare_public_key
 from hsmcore.doctor.report import Identity, Step, fail, failed, ok, skipped, warn
 from hsmcore.doctor.subject import CheckBegun, Subject
 from hsmcore.errors import HsmError

@@ -27,7 +27,8 @@ export function text(event) {
   for (const [name, value] of Object.entries(event)) {
     if (!KNOWN.has(name) && value !== "" && value !== null) parts.push(`${name.replaceAll("_", " ")} ${value}`);
   }
-  if (event.reason) parts.push(event.reason);
+  // A member that is up again tells why it was down.
+  if (event.reason) parts.push(event.kind === "member-up" ? `after: ${event.reason}` : event.reason);
   return parts.join(" · ");
 }
 

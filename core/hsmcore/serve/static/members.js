@@ -22,7 +22,7 @@ function conditionOf(member) {
 
 function why(member) {
   const parts = [];
-  if (member.reason && !serving(member)) parts.push(member.reason);
+  if (member.reason && !serving(member)) parts.push(member.reason.replace(/\.$/, ""));
   const breakers = Object.entries(member.breakers ?? {}).map(([kind, state]) => `${kind} ${state}`);
   if (breakers.length) parts.push(`breakers: ${breakers.join(", ")}`);
   if (member.nextProbeSeconds !== null && member.nextProbeSeconds !== undefined) {

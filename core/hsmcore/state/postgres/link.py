@@ -17,7 +17,7 @@ from hsmcore.state.database import BUSY_SECONDS, Rows, reason
 from hsmcore.state.errors import StoreAway, StoreChanged, StoreError
 from hsmcore.state.exchange import CHANGED, Decide, Question
 from hsmcore.state.postgres import rights
-from hsmcore.state.postgres.text import asked, said, said_then, written
+from hsmcore.state.postgres.text import asked, rows_of, said, saying_then, written
 
 T = TypeVar("T")
 
@@ -150,7 +150,8 @@ class Link:
                 self._connection.commit()
                 after = said(self._driver, AFTERWARDS)[0] if self._waits else ()
             elif self._waits:
-                after = said_then(self._driver, [*changes, b"COMMIT"], AFTERWARDS)
+                steps = saying_then(self._driver.pgconn, [*changes, b"COMMIT"], AFTERWARDS)
+                after = rows_of(self._driver.wait(steps)[-1])
             else:
                 said(self._driver, b"; ".join([*changes, b"COMMIT"]))
         except (SQLAlchemyError, psycopg.Error) as error:

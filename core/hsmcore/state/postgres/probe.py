@@ -10,12 +10,11 @@ import psycopg
 
 from hsmcore.state.errors import StoreError
 from hsmcore.state.postgres.certificate import Certified, explained
-from hsmcore.state.postgres.link import FACTS, HINT, Facts
+from hsmcore.state.postgres.link import FACTS, HINT, SYSTEM, Facts
 from hsmcore.state.postgres.place import PREFIX, DatabaseServer, schema_name
 from hsmcore.state.postgres.url import resolved
 
 _STATEMENT_TIMEOUT: Final = "SET LOCAL statement_timeout = 5000"
-_SYSTEM: Final = "SELECT system_identifier FROM pg_control_system()"
 _SCHEMAS: Final = "SELECT nspname FROM pg_namespace WHERE starts_with(nspname, %s)"
 _STANDBYS: Final = "SELECT count(*) FROM pg_stat_replication WHERE sync_state IN ('sync', 'quorum')"
 _SEES_THEM: Final = "SELECT pg_has_role('pg_read_all_stats', 'USAGE')"
@@ -33,12 +32,8 @@ class Look:
     facts: Facts
     exists: bool
     """Whether the fleet has its tables there."""
-    synchronous: str
-    """The setting synchronous_standby_names."""
     standbys: int | None
     """Synchronous standbys that are connected; None: this user may not see them."""
-    problems: tuple[tuple[str, str], ...]
-    """Why the server may not be used, with what to do."""
     pooled: bool
     """Whether a pooler is between: the process that answers is not the one that the connection was told of."""
     certified: Certified
@@ -56,7 +51,7 @@ def look_at(server: DatabaseServer) -> Look:
             facts = Facts(*connection.execute(FACTS.encode()).fetchone() or ())
             schemas = {name for (name,) in connection.execute(_SCHEMAS, (PREFIX,))}
             pooled = connection.info.backend_pid != facts.backend
-            [system] = connection.execute(_SYSTEM).fetchone() or ("",)
+            [system] = connection.execute(SYSTEM).fetchone() or ("",)
             [sees] = connection.execute(_SEES_THEM).fetchone() or (False,)
             [count] = connection.execute(_STANDBYS).fetchone() or (0,)
     except (psycopg.Error, TypeError) as error:
@@ -68,9 +63,7 @@ def look_at(server: DatabaseServer) -> Look:
         system=str(system),
         facts=facts,
         exists=schema_name(server.name, server.manager) in schemas,
-        synchronous=facts.synchronous_standby_names,
         standbys=int(count) if sees else None,
-        problems=tuple(facts.problems(single_node=server.single_node)),
         pooled=pooled,
         certified=certified,
     )

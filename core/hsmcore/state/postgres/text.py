@@ -4,7 +4,6 @@ a pooler, and the server is asked once for all of them."""
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from functools import lru_cache
 from typing import Any, Final
 
 import psycopg
@@ -14,7 +13,7 @@ from psycopg.pq.abc import PGconn, PGresult
 from sqlalchemy.dialects.postgresql import psycopg as dialects
 from sqlalchemy.sql.dml import Insert, UpdateBase
 
-from hsmcore.state.exchange import Change, Question
+from hsmcore.state.exchange import Change, Question, text_of
 
 Steps = Generator[Any, Any, list[PGresult]]
 _DIALECT: Final = dialects.dialect()  # type: ignore[no-untyped-call]
@@ -28,11 +27,6 @@ def said(driver: psycopg.Connection[Any], text: bytes) -> list[list[tuple[Any, .
     """Send a message, and return the rows of each of its statements. Raises psycopg.Error for the first that fails:
     none behind it was executed."""
     return [rows_of(result) for result in driver.wait(saying(driver.pgconn, text))]
-
-
-def said_then(driver: psycopg.Connection[Any], statements: Sequence[bytes], then: bytes) -> list[tuple[Any, ...]]:
-    """As `saying_then`. Returns the rows of the last statement."""
-    return rows_of(driver.wait(saying_then(driver.pgconn, statements, then))[-1])
 
 
 def saying(server: PGconn, text: bytes) -> Steps:
@@ -80,13 +74,13 @@ def asked(server: PGconn, questions: Sequence[Question]) -> list[bytes]:
 
 
 def _asked(server: PGconn, question: Question) -> str:
-    text, fixed = _text(question.statement, _set_by(question))
+    text, fixed = text_of(_DIALECT, question.statement, _set_by(question))
     return _filled(server, _REQUIRED.format(text) if question.required else text, fixed, question.values)
 
 
 def asked_in(server: PGconn, question: Question, schema: str) -> bytes:
     """Return the statement of a query that names the schema of its tables."""
-    return _filled(server, *_text(question.statement, None, schema), question.values).encode()
+    return _filled(server, *text_of(_DIALECT, question.statement, None, schema), question.values).encode()
 
 
 def _set_by(question: Question) -> tuple[str, ...] | None:
@@ -100,7 +94,7 @@ def written(server: PGconn, changes: Sequence[Change]) -> list[bytes]:
 
 
 def _changes(server: PGconn, change: Change) -> list[str]:
-    text, fixed = _text(change.statement, tuple(change.values[0]))
+    text, fixed = text_of(_DIALECT, change.statement, tuple(change.values[0]))
     if isinstance(change.statement, Insert):
         head, _, row = text.partition(" VALUES ")
         return [f"{head} VALUES {', '.join(_filled(server, row, fixed, values) for values in change.values)}"]
@@ -122,12 +116,3 @@ def _literal(escape: Callable[[bytes], Any], value: object) -> str:
     if "\0" in text:
         raise ValueError("a text with a NUL is no value of a statement")
     return bytes(escape(text.encode())).decode()
-
-
-@lru_cache(maxsize=64)
-def _text(statement: Any, keys: tuple[str, ...] | None = None, schema: str | None = None) -> tuple[str, dict[str, Any]]:
-    """Return a statement in psycopg's form, and its constant values. `keys`: the names of its values. `schema`: which
-    it names."""
-    where = {} if schema is None else {"schema_translate_map": {None: schema}, "render_schema_translate": True}
-    compiled = statement.compile(dialect=_DIALECT, column_keys=keys, **where)
-    return str(compiled), dict(compiled.params)
