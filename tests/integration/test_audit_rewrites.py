@@ -1,5 +1,5 @@
-"""Root of a host writes its audit log again, with the host's key and all that is kept beside it, while other hosts of
-the fleet cosign it. Each time that is found: by a verifier who has the witnesses' keys, or by the witnesses when asked."""
+"""Root of a host writes its audit log again, with the host's key and all that is kept beside it, while other hosts
+cosign it. Each time that is found: by a verifier who has the witnesses' keys, or by the witnesses when asked."""
 
 from __future__ import annotations
 

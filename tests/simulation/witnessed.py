@@ -1,5 +1,5 @@
-"""Witnesses of a fleet's public log: three real `LogWitness`, two of which are a quorum, and what asks them, greenlets in
-place of threads.
+"""Witnesses of a fleet's public log: three real `LogWitness`, two of which are a quorum, and what asks them, greenlets
+in place of threads.
 
 A request travels: its witness may see it and the answer be lost, or its sender be dead by then.
 """

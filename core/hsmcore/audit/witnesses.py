@@ -143,8 +143,8 @@ def cosign(
 
 
 def _notes(checkpoint: Checkpoint) -> list[bytes]:
-    """Return a checkpoint as it is, and with each one of its signatures if it has several, as while a key is followed by
-    another: some witnesses, such as sigsum's, refuse a note with two of one name."""
+    """Return a checkpoint as it is, and with each one of its signatures if it has several, as after a rotation: some
+    witnesses, such as sigsum's, refuse a note with two of one name."""
     head = checkpoint.text + b"\n"
     lines = checkpoint.note.removeprefix(head).splitlines(keepends=True)
     return [checkpoint.note, *(head + line for line in lines if len(lines) > 1)]

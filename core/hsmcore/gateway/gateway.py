@@ -86,7 +86,9 @@ def settings_of(configs: Mapping[str, Config], listen: tuple[str, ...] = ()) -> 
     settings = first.gateway
     if settings is None:
         problem = "is missing: it says who may have what signed"
-        raise ConfigurationError.of([ConfigFault(f"{first.where}.gateway", problem)], hint="docs/GATEWAY.md has an example.")
+        raise ConfigurationError.of(
+            [ConfigFault(f"{first.where}.gateway", problem)], hint="docs/GATEWAY.md has an example."
+        )
     return changed(settings, settings.where, listen=listen) if listen else settings
 
 
