@@ -317,5 +317,5 @@ def test_a_pin_of_ones_own_may_end_with_a_newline(tmp_path):
 
 def test_a_child_that_cannot_be_started_is_no_folder_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.executable", str(tmp_path / "no-python"))
-    with pytest.raises(hsmcore.HsmError, match=r"child cannot be started: No such file.*no-python.*sys\.executable"):
+    with pytest.raises(hsmcore.HsmError, match=r"child cannot be started: No such file.*no-python"):
         StateFolder(tmp_path / "state").create()

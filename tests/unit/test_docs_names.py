@@ -22,7 +22,7 @@ NAME = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*)(?:\([^()]*\))?(?:=\w+)?")
 FOREIGN = {
     *("TaskGroup", "None", "PyList_GET_ITEM", "PyBytes_AS_STRING", "asyncio.timeout"),  # Python
     *("date", "flock", "jq", "mknod", "openssl", "HTTPS_PROXY", "CLOCK_BOOTTIME"),  # the system
-    *("data_version", "user_version", "pg_advisory_lock", "synchronous_standby_names"),  # the databases
+    *("data_version", "user_version", "synchronous", "pg_advisory_lock", "synchronous_standby_names"),  # the databases
     *("digest32", "retryAfterMs", "libhsmcore_chaos.so"),  # a proof's JSON, the client in TypeScript, what is built
 }
 """Names that Python, Cython, C and the configuration do not define here."""

@@ -85,10 +85,8 @@ def settings_of(configs: Mapping[str, Config], listen: tuple[str, ...] = ()) -> 
     first = next(iter(configs.values()))
     settings = first.gateway
     if settings is None:
-        problem = "is missing: it says who may have what signed"
-        raise ConfigurationError.of(
-            [ConfigFault(f"{first.where}.gateway", problem)], hint="docs/GATEWAY.md has an example."
-        )
+        fault = ConfigFault(f"{first.where}.gateway", "is missing: it says who may have what signed")
+        raise ConfigurationError.of([fault], hint="docs/GATEWAY.md has an example.")
     return changed(settings, settings.where, listen=listen) if listen else settings
 
 

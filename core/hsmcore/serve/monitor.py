@@ -16,7 +16,7 @@ from hsmcore.serve import trail
 from hsmcore.serve.checks import HealthCheck, checks
 from hsmcore.serve.feed import Feed, Watcher
 from hsmcore.serve.questions import Questions
-from hsmcore.serve.series import Series
+from hsmcore.serve.series import Series, not_signed
 from hsmcore.serve.source import Unanswered
 
 LOOK_SECONDS: Final = 1.0
@@ -133,7 +133,7 @@ class Monitor:
         for name, member in known.items():
             own = stats.get(name)
             point = self._series.setdefault(name, Series()).add(self._state["atNs"], own)
-            counted = {key: own[key] for key in _COUNTED} if own is not None else {}
+            counted = {**{key: own[key] for key in _COUNTED}, "failures": not_signed(own)} if own is not None else {}
             member |= {"now": point, "counters": counted}
 
     def forget_view(self) -> None:
@@ -170,7 +170,7 @@ class Monitor:
         return {"series": {name: list(series.points) for name, series in self._series.items()}}
 
 
-_COUNTED: Final = ("signatures", "failures", "expired", "cancelled", "wrong", "workers", "busy", "stuck", "queued")
+_COUNTED: Final = ("signatures", "cancelled", "wrong", "workers", "busy", "stuck", "queued")
 
 
 def _event(row: Mapping[str, Any]) -> dict[str, Any]:

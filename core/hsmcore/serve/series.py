@@ -28,7 +28,7 @@ class Series:
             self._before, self._counts = {}, {}
             return self._keep({"t": at_ns // 1_000_000, "rate": 0.0, "failed": 0.0})
         counts = dict(stats["hsm_ns"])
-        signed, failed = stats["signatures"], stats["failures"] + stats["expired"]
+        signed, failed = stats["signatures"], not_signed(stats)
         seconds = (at_ns - self._at_ns) / 1e9
         point: dict[str, Any] = {"t": at_ns // 1_000_000, "rate": 0.0, "failed": 0.0}
         before = self._before
@@ -44,6 +44,11 @@ class Series:
     def _keep(self, point: dict[str, Any]) -> dict[str, Any]:
         self.points.append(point)
         return point
+
+
+def not_signed(stats: Mapping[str, Any]) -> int:
+    """Requests that ended without a signature, for the member's fault or the deadline's."""
+    return int(stats["failures"] + stats["expired"])
 
 
 def quantiles(histogram: list[tuple[int, int]]) -> dict[str, float]:

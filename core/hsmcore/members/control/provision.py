@@ -83,7 +83,7 @@ def provision(request: TokenRequest, softhsm_conf: Path) -> KeyRecord:
             why = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
             raise SystemFailure(
                 f"making the token failed: its child cannot be started: {why}",
-                hint="Check sys.executable, which is started, and TMPDIR.",
+                hint="Correct that path: the interpreter that is to be started, or TMPDIR.",
             ) from error
         try:
             name, secrets = type(request).__name__, request.secrets
