@@ -12,6 +12,7 @@ import sys
 import urllib.request
 from base64 import b64decode
 from pathlib import Path
+from typing import NoReturn
 
 from verify_position import NOTE, sha256, witnessed
 
@@ -47,6 +48,13 @@ def bundle(source: str, number: int, width: int) -> list[bytes]:
     return found[:width]
 
 
+def leaves_from(source: str, begin: int, size: int) -> list[bytes]:
+    """The leaf hashes from a bundle's first one on."""
+    starts = range(begin, size, WIDTH)
+    bundles = [bundle(source, start // WIDTH, min(WIDTH, size - start)) for start in starts]
+    return [sha256(b"\x00", entry) for entries in bundles for entry in entries]
+
+
 def caught_up(policy: str, source: str, known: list[bytes]) -> list[bytes]:
     """The leaf hashes of the log as it is now. Ends the program if it did not grow from what is known."""
     note = fetched(source, "checkpoint").decode()
@@ -54,19 +62,18 @@ def caught_up(policy: str, source: str, known: list[bytes]) -> list[bytes]:
     if shown is None:
         sys.exit("the checkpoint is of another log, or no quorum has cosigned it")
     size, root, _ = shown
-    leaves = list(known[:size])
-    while len(leaves) < size:
-        number = len(leaves) // WIDTH
-        entries = bundle(source, number, min(WIDTH, size - number * WIDTH))
-        leaves[number * WIDTH :] = [sha256(b"\x00", entry) for entry in entries]
-        if known[: len(leaves)] != leaves[: len(known)]:
-            accuse(note)
-    if root_over(leaves) != root:
-        accuse(note)
-    return leaves if len(leaves) >= len(known) else known
+    begin = len(known) // WIDTH * WIDTH
+    leaves = known[:begin] + leaves_from(source, begin, size) if size > len(known) else known[:size]
+    if root_over(leaves) == root and leaves[: len(known)] == known[:size]:
+        return leaves if size > len(known) else known
+    if size > len(known) and root_over(leaves_from(source, 0, size)) != root:
+        sys.exit(
+            "the files are not those of the checkpoint: they are damaged, which proves nothing against its signers"
+        )
+    return accuse(note)
 
 
-def accuse(note: str) -> None:
+def accuse(note: str) -> NoReturn:
     """Name the signers of another history."""
     lines = [line.split(" ") for line in NOTE.fullmatch(note)[5].split("\n")[:-1]]
     print("EQUIVOCATION: this checkpoint is of another history than the one that was followed")

@@ -354,6 +354,15 @@ async def test_who_follows_the_log_finds_a_thief_and_names_the_key(world, tmp_pa
                 await manager.position_proof(DOMAIN, begin + 259)
                 done = await asyncio.to_thread(followed, tmp_path)
                 assert (done.returncode, done.stdout) == (0, f"{begin + 260} positions, one history\n"), done.stderr
+            seen, damaged = tmp_path / "state", tmp_path / "public" / "block" / "tile" / "entries" / "001"
+            kept, whole = seen.read_bytes(), damaged.read_bytes()
+            seen.write_bytes(kept[: 300 * 32])
+            damaged.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+            done = await asyncio.to_thread(followed, tmp_path)
+            assert (done.returncode, done.stdout) == (1, ""), "a damaged file is no proof against anybody"
+            assert "damaged" in done.stderr
+            seen.write_bytes(kept)
+            damaged.write_bytes(whole)
             text = f"{ORIGIN}\n200\n{base64.b64encode(bytes(32)).decode()}\n".encode()
             key = manager._keys.port(manager)
             [signs] = [version for version in manager.keys() if version.public_key == manager.public_key]  # noqa: SIM118

@@ -122,26 +122,74 @@ async def signed(config, position):
         return await manager.position_proof(DOMAIN, position)
 
 
+class Sigsum:
+    """An independent witness, Debian's sigsum-witness, for the log of one key. It knows that key alone."""
+
+    def __init__(self, folder: Path, public_key: bytes) -> None:
+        self._folder = folder
+        self.origin = f"sigsum.org/v1/tree/{hashlib.sha256(public_key).hexdigest()}"
+        (folder / "log.pub").write_text(sigsum("from-hex", given=public_key.hex()))
+        sigsum("generate", "-o", str(folder / "w"))
+        own = bytes.fromhex(sigsum("to-hex", "-k", str(folder / "w.pub")).strip())
+        self.key = vkey(f"sigsum.org/v1/witness/{hashlib.sha256(own).hexdigest()}", 4, own)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port = free.getsockname()[1]
+        self.publish = {
+            "chains": {"block": {"origin": self.origin}},
+            "witnesses": [{"url": f"http://127.0.0.1:{self._port}", "key": self.key}],
+            "cosignEverySeconds": 1,
+            "everyMillis": 10,
+        }
+
+    def runs(self):
+        return started(self._folder, self._port)
+
+    def takes(self, position: int, proof: bytes, content: bytes = b"") -> bool:
+        known = f"origin {self.origin}\nfirst 0\nquorum 1\nwitness {self.key}\n".encode()
+        return verify(known, digest(ordered(position, content)), position, proof) == 1
+
+
 @one_loop
-async def test_the_witness_of_sigsum_cosigns_positions(world, tmp_path):
-    """An independent one, Debian's sigsum-witness, over a restart of each side."""
-    public_key = world.keys["ed25519"].public_key
-    origin = f"sigsum.org/v1/tree/{hashlib.sha256(public_key).hexdigest()}"
-    (tmp_path / "log.pub").write_text(sigsum("from-hex", given=public_key.hex()))
-    sigsum("generate", "-o", str(tmp_path / "w"))
-    own = bytes.fromhex(sigsum("to-hex", "-k", str(tmp_path / "w.pub")).strip())
-    name = f"sigsum.org/v1/witness/{hashlib.sha256(own).hexdigest()}"
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    listed = {"witnesses": [{"url": f"http://127.0.0.1:{port}", "key": vkey(name, 4, own)}], "cosignEverySeconds": 1}
-    config = publishing(world, tmp_path, chains={"block": {"origin": origin}}, **listed)
-    known = f"origin {origin}\nfirst 0\nquorum 1\nwitness {vkey(name, 4, own)}\n".encode()
+async def test_the_witness_of_sigsum_cosigns_positions(fresh_token, tmp_path):
+    """Over a restart of each side, and a rotation: as long as both keys verify, both sign the checkpoints. This witness
+    knows the first key, and takes no note with two signatures of one name."""
+    token = fresh_token()
+    witness = Sigsum(tmp_path, token.keys["ed25519"].public_key)
+    rotating = {"maxCacheSize": 0, "keyRotation": {"intervalDays": 30, "overlapDays": 2}}
+    config = publishing(token, tmp_path, more=rotating, **witness.publish)
     for begin in (0, 300):
-        with started(tmp_path, port):
+        with witness.runs():
             async with opened(config) as manager:
                 for position in range(begin, begin + 300):
                     await manager.sign(ordered(position))
-                last = begin + 299
-                proof = await manager.position_proof(DOMAIN, last, timeout=30)
-                assert verify(known, digest(ordered(last)), last, proof) == 1
-                assert verify(known, digest(ordered(last, b"x")), last, proof) is None
+                    if position % 300 == 150:
+                        await manager.rotate_key("test")
+                proof = await manager.position_proof(DOMAIN, begin + 299, timeout=30)
+                assert witness.takes(begin + 299, proof)
+                assert not witness.takes(begin + 299, proof, b"x")
+                shown = manager.describe()["publish"][DOMAIN]
+                assert shown["published"] == shown["signed"] == begin + 300, "the last one, too, is cosigned"
+
+
+def test_the_witness_of_sigsum_cosigns_over_a_takeover(hosts, tmp_path):  # noqa: F811
+    witness = Sigsum(tmp_path, hosts.token.keys["ed25519"].public_key)
+
+    def host(name):
+        publish = {"folder": str(tmp_path / name), **witness.publish}
+        rules = {"auditLogFile": str(tmp_path / f"{name}.log"), "publish": publish}
+        return hosts.begin(hosts.config(rules=rules, claim="auto", ttlMs=1000), name)
+
+    with witness.runs():
+        first = host("a")
+        first.until("holder")
+        second = host("b")
+        for position in range(40):
+            first.until_signed(ordered(position))
+        waited(tmp_path / "a" / "block", 40)
+        first.kill()
+        for position in range(40, 60):
+            second.until_signed(ordered(position))
+        waited(tmp_path / "b" / "block", 60)
+    layout = TreeLayout(tmp_path / "b" / "block")
+    checkpoint = Checkpoint.parse(layout.checkpoint.read_bytes())
+    assert all(witness.takes(position, proof_of(layout, checkpoint, position)) for position in (0, 39, 40, 59))

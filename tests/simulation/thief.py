@@ -1,8 +1,8 @@
 """A fleet that publishes its positions, and a thief who has the signing key, the database and a host.
 
-The thief forks the log where it pleases, goes on with it in the fleet's name, shows histories to some witnesses and not to
-others, with true and invented proofs, changes rows, and puts forged files in the place of a host's. Whatever comes of the log: no
-position has two witnessed entries.
+The thief forks the log where it pleases, goes on with it in the fleet's name, shows histories to some witnesses and not
+to others, with true and invented proofs, changes rows, and puts forged files in the place of a host's. Whatever comes
+of the log: no position has two witnessed entries.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tests.support.rfc6962 import growth_of, leaf_of
 
 from hsmcore.audit.layout import TreeLayout
 from hsmcore.audit.public import PAYLOAD, PublicTree
+from hsmcore.manager.publishing import PublicLog
 from hsmcore.serve import witness
 from hsmcore.tlog.checkpoint import Checkpoint
 from hsmcore.tlog.note import ED25519, VerifierKey, signature_line
@@ -75,7 +76,9 @@ class ThiefWorld(Fleet):
         outcome = super().run()
         outcome.broken = [what for what in outcome.broken if what.startswith("alive:")]
         outcome.broken += [f"witnessed_once: {what}" for what in self._witnessed_twice()]
-        if not {one.what for one in self.facts.doings} & LOSES and not outcome.broken:
+        closing = self.facts.closing_ns
+        loses = {one.what for one in self.facts.doings} & LOSES
+        if not loses and not outcome.broken and self.facts.is_calm(closing - 2 * LATE_NS, closing):
             outcome.broken += [f"published: {what}" for what in self._unpublished()]
         return outcome
 
@@ -116,7 +119,7 @@ class ThiefWorld(Fleet):
     def _history(self, host: Host, rng: random.Random) -> list[bytes]:
         """One that was shown, or what is bound now."""
         rows = self.server.rows(f"SELECT position, digest FROM bound WHERE domain = '{CHAIN}' ORDER BY position")  # noqa: S608
-        bound = {position: digest for position, digest in rows}
+        bound: dict[int, str] = {position: digest for position, digest in rows}  # noqa: C416  # of rows
         found = []
         while (digest := bound.get(FIRST + len(found))) is not None:
             found.append(PAYLOAD + bytes.fromhex(digest))
@@ -161,7 +164,8 @@ class ThiefWorld(Fleet):
         raw = self.server._memory.raw
         if rng.random() < 0.5 and known:
             at = FIRST + rng.randrange(len(known) + 2)
-            raw.execute("UPDATE bound SET digest = ? WHERE domain = ? AND position = ?", (_made_up(rng)[1:].hex(), CHAIN, at))
+            digest = _made_up(rng)[1:].hex()
+            raw.execute("UPDATE bound SET digest = ? WHERE domain = ? AND position = ?", (digest, CHAIN, at))
         elif known:
             known[-1] = _made_up(rng)
             signed = self._signed(known).decode()
@@ -204,7 +208,14 @@ def _forgetful() -> None:
     witness.replace = lambda *_given: None
 
 
+def _first_only() -> None:
+    """Witnesses are asked about the first checkpoint for ever."""
+    ask_on = PublicLog._ask_on
+    PublicLog._ask_on = lambda self: ask_on(self) if self._asked is None else None  # type: ignore[method-assign]
+
+
 THIEF_MUTANTS: Final[dict[str, tuple[Callable[[], None], str]]] = {
     "credulous": (_credulous, "witnessed_once"),
+    "first-only": (_first_only, "published"),
     "forgetful-witness": (_forgetful, "witnessed_once"),
 }

@@ -1,4 +1,5 @@
-"""Witnesses of a fleet's public log: threads that ask, as greenlets, and three real `LogWitness`, two of which are a quorum.
+"""Witnesses of a fleet's public log: three real `LogWitness`, two of which are a quorum, and what asks them, greenlets
+in place of threads.
 
 A request travels: its witness may see it and the answer be lost, or its sender be dead by then.
 """
@@ -23,6 +24,7 @@ from hsmcore.audit import witnesses
 from hsmcore.audit.layout import TreeLayout
 from hsmcore.audit.public import PublicTree
 from hsmcore.audit.signers import FileSigner
+from hsmcore.audit.tiles import Tiles
 from hsmcore.manager import publishing
 from hsmcore.serve.witness import LogWitness
 from hsmcore.tlog.checkpoint import Checkpoint
@@ -43,21 +45,26 @@ def key_of(name: str) -> VerifierKey:
 
 
 class Witnesses:
-    """Those of a world. """
+    """Those of a world."""
 
     def __init__(self, loop: HostsLoop, folder: Path, public_key: bytes, tell: Callable[[str, str], None]) -> None:
         self.loop, self.tell = loop, tell
-        self._made = {name: LogWitness(folder / name, name, [VerifierKey(ORIGIN, ED25519, public_key)]) for name in NAMES}
+        log = VerifierKey(ORIGIN, ED25519, public_key)
+        self._made = {name: LogWitness(folder / name, name, [log]) for name in NAMES}
         for name, witness in self._made.items():
             witness._signer, witness.key = FileSigner(name, secret_of(name)), key_of(name)
         self.seen: dict[tuple[int, bytes], set[str]] = {}
         """By the size and root of each checkpoint: who has cosigned it."""
         self.histories: dict[bytes, tuple[bytes, ...]] = {}
         """By its root: the entries of each log that somebody showed."""
+        self.entries: dict[bytes, bytes] = {}
+        """By their leaves."""
 
     def knows(self, entries: Sequence[bytes]) -> bytes:
         """Note a history. Returns its root."""
-        root = root_of([leaf_of(entry) for entry in entries])
+        leaves = [leaf_of(entry) for entry in entries]
+        self.entries.update(zip(leaves, entries, strict=True))
+        root = root_of(leaves)
         self.histories[root] = tuple(entries)
         return root
 
@@ -92,7 +99,7 @@ def _bundle(folder: Path, number: int, width: int) -> bytes:
     return path.read_bytes() if path.exists() else b""
 
 
-# ---- threads -----------------------------------------------------------------------------------------------------------
+# ---- threads ---------------------------------------------------------------------------------------------------------
 
 
 class _Thread(greenlet):
@@ -191,7 +198,8 @@ class Tree(PublicTree):
 
     def __init__(self, layout: TreeLayout, size: int) -> None:
         super().__init__(layout, size)
-        self._entries = entries_of(layout.folder, size)
+        leaves = Tiles(layout, size)  # the bundles beside them may be the thief's
+        self._entries = [worlds[0].entries[leaves.leaf(index)] for index in range(size)]
 
     def append(self, entries: Sequence[bytes]) -> None:
         super().append(entries)

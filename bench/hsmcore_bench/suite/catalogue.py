@@ -77,6 +77,7 @@ class ContenderRow(_Part):
     scrape: bool = False
     transactions: bool = False
     policy: bool = False
+    publish: bool = False
     interval_ms: Annotated[int, Field(ge=0, le=60_000)] = 20
     strangers: Annotated[int, Field(ge=0, le=20_000)] = 0
     neighbour: Annotated[int, Field(ge=0, le=4096)] = 0

@@ -167,6 +167,7 @@ class Commands:
             scrape=contender.scrape,
             transactions=contender.transactions,
             policy=contender.policy,
+            public=str(self._folder() / "public") if contender.publish else "",
             interval_ms=contender.interval_ms,
             strangers=contender.strangers,
             neighbour=contender.neighbour,

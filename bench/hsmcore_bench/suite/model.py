@@ -89,6 +89,7 @@ class Contender:
     scrape: bool = False  # of ours: with its console's server, whose /metrics is read once a second
     transactions: bool = False  # of ours: the messages are transactions
     policy: bool = False  # of ours: with a policy
+    publish: bool = False  # of ours, with one: blocks are published in a log
     interval_ms: int = 20  # of sign-batched: when a batch closes
     strangers: int = 0  # of gateway: connections that say nothing
     neighbour: int = 0  # of gateway: requests that another client has open all the time

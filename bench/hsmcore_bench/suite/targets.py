@@ -106,6 +106,10 @@ TARGETS: tuple[Target, ...] = (
         *("policy-bind", "one block bound to its position, one in flight", 4.0, "× flush", MORE_OVER),
         *(P50("policy-1-blocks"), P50("policy-1-none"), P50("policy-flush")),
     ),
+    relative(
+        "publish-5ms-rate", "blocks, published, 5 ms device", 0.99, "× not published", "publish-5ms", "publish-5ms-none"
+    ),
+    relative("publish-rate", "1 % blocks, published, SoftHSM", 0.97, "× not published", "publish", "publish-none"),
     added(
         *("gateway-noop-added", "gateway, no-op module, 256 open: processor time of both ends", 20.0),
         *("gateway-noop-256", "gateway-noop-256-none"),

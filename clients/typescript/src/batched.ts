@@ -125,7 +125,7 @@ export function verifyBatched(
 }
 
 /** The root that a path leads to (RFC 9162, section 2.1.3.2); undefined if it has another length. */
-function rootOf(leaf: Buffer, index: bigint, last: bigint, path: readonly Buffer[]): Buffer | undefined {
+export function rootOf(leaf: Buffer, index: bigint, last: bigint, path: readonly Buffer[]): Buffer | undefined {
   let node = leaf;
   for (const sibling of path) {
     if (last === 0n) return undefined;

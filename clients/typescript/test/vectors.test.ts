@@ -5,7 +5,7 @@ import { createHash, createPrivateKey, sign } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { suite, test } from "node:test";
 
-import { KeySet } from "hsmcore-client";
+import { KeySet, verifyPosition } from "hsmcore-client";
 
 const START = 1_800_000_000;
 const ORDERS = {
@@ -88,4 +88,26 @@ suite("a verifier takes what Solana takes, and one spelling of each signature", 
       assert.ok(taken > 50);
     });
   }
+});
+
+test("a position of a public log is what its witnesses have seen", () => {
+  const text = readFileSync(new URL("../../../../tests/vectors/positions.json", import.meta.url), "utf8");
+  const whole = text.replace(/"position": (\d+)/g, '"position": "$1"'); // one is beyond 2^53
+  const cases = JSON.parse(whole) as {
+    readonly name: string;
+    readonly policy: string;
+    readonly digest: string;
+    readonly position: string;
+    readonly proof: string;
+    readonly seen: number | null;
+  }[];
+  const judged = cases.map((one) => {
+    const given = [Buffer.from(one.policy), bytes(one.digest), BigInt(one.position), Buffer.from(one.proof)] as const;
+    return [one.name, verifyPosition(...given) ?? null];
+  });
+  assert.deepEqual(
+    judged,
+    cases.map((one) => [one.name, one.seen]),
+  );
+  assert.ok(cases.length > 20);
 });

@@ -124,19 +124,30 @@ def cosign(
 ) -> bytes:
     """Have a stored checkpoint cosigned. `old`: the size that the witness has seen last, as far as is known; it says so
     if it has seen another one. Returns the verified cosignature. Raises WitnessError; TileError, OSError."""
-    for attempt in range(2):
+    notes, told = _notes(checkpoint), False
+    while True:
         path = Tiles(layout, checkpoint.size).consistency(old) if old else []
-        status, content = connection.ask(growth(old, path, checkpoint.note))
+        status, content = connection.ask(growth(old, path, notes[0]))
         if status == 200:
             return _verified(checkpoint, witness, content)
-        if status != 409 or attempt:
+        if status in (400, 403) and notes[1:]:
+            del notes[0]
+            continue
+        if status != 409 or told:
             raise WitnessError(_REFUSALS.get(status, f"refused ({status})"))
-        old = _size(content)
+        old, told = _size(content), True
         if old > checkpoint.size:
             raise WitnessError(
                 f"it has seen {old} records of this log, which has {checkpoint.size}: this is an older copy"
             )
-    raise AssertionError
+
+
+def _notes(checkpoint: Checkpoint) -> list[bytes]:
+    """Return a checkpoint as it is, and with each one of its signatures if it has several, as after a rotation: some
+    witnesses, such as sigsum's, refuse a note with two of one name."""
+    head = checkpoint.text + b"\n"
+    lines = checkpoint.note.removeprefix(head).splitlines(keepends=True)
+    return [checkpoint.note, *(head + line for line in lines if len(lines) > 1)]
 
 
 def _size(content: bytes) -> int:

@@ -31,6 +31,8 @@ def configuration(job: Job) -> dict[str, Any]:
         manager |= {"auditLogFile": job.audit_file, "audit": {"durability": job.audit}}
     if job.policy:
         manager |= {"stateFile": job.state, "policy": {"kinds": ["tx-v0", "block", "raw"]}}
+    if job.public:
+        manager["publish"] = {"folder": job.public, "chains": {"block": {"origin": "bench.example/block"}}}
     if job.kind == "sign-batched":
         manager["policy"]["kinds"] = ["raw", "batch-root"]  # raw: the signature by which the key is checked
         manager |= {"batching": {"intervalMs": job.interval_ms}}

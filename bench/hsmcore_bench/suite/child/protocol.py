@@ -51,6 +51,7 @@ class Job:
     scrape: bool = False  # /metrics is read over HTTP once a second
     transactions: bool = False  # the messages are transactions
     policy: bool = False  # there is one, whose positions are in `state`
+    public: str = ""  # the folder of the public log of blocks; "": there is none
     interval_ms: int = 20  # of sign-batched
     strangers: int = 0  # of gateway: connections that say nothing
     neighbour: int = 0  # of gateway: requests that another client has open all the time
