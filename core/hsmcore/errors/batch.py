@@ -23,10 +23,12 @@ def of_batch(error: E, index: int) -> E:
 def batch_of(messages: Iterable[T]) -> list[T]:
     """Return the messages of a batch as a list. Raises InvalidMessageType for what has none, as one message alone."""
     if isinstance(messages, bytes | bytearray | memoryview | str) or not isinstance(messages, Iterable):
-        raise InvalidMessageType(
+        error = InvalidMessageType(
             f"a batch must be an iterable of messages, not {type(messages).__name__}",
             hint="Give a list of messages; one alone is signed by the method without _many.",
         )
+        error.index = 0  # no message is good
+        raise error
     return list(messages)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from hsmcore.gateway.wire.frames import WireError
 
 
-class Reading:
+class BodyReader:
     """A body that is read from its begin."""
 
     def __init__(self, body: bytes) -> None:
@@ -35,7 +35,7 @@ class Field(NamedTuple):
     """How a value stands in a body."""
 
     put: Callable[[Any], bytes]
-    take: Callable[[Reading], Any]
+    take: Callable[[BodyReader], Any]
     """Raises WireError, struct.error, UnicodeDecodeError."""
 
 
@@ -79,7 +79,7 @@ TEXT16: Final = text(BYTES16)
 def below(limit: int, count: Field = U8) -> Field:
     """A number below a limit."""
 
-    def take(reading: Reading) -> Any:
+    def take(reading: BodyReader) -> Any:
         if (found := count.take(reading)) >= limit:
             raise WireError(f"number {found} means nothing")
         return found
@@ -94,7 +94,7 @@ FLAG: Final = Field(U8.put, lambda reading: bool(_BIT.take(reading)))
 def stated(one: Field) -> Field:
     """As `one`, which must say something."""
 
-    def take(reading: Reading) -> Any:
+    def take(reading: BodyReader) -> Any:
         if not (found := one.take(reading)):
             raise WireError("a field that says nothing")
         return found
@@ -111,7 +111,7 @@ def named(names: Sequence[str]) -> Field:
 def some(one: Field, made: Callable[[list[Any]], Any] = tuple) -> Field:
     """So many of a kind, behind their number."""
 
-    def take(reading: Reading) -> Any:
+    def take(reading: BodyReader) -> Any:
         return made([one.take(reading) for _ in range(U16.take(reading))])
 
     return Field(lambda values: U16.put(len(values)) + b"".join(map(one.put, values)), take)
@@ -129,7 +129,7 @@ def reader(field: Field) -> Callable[[bytes], Any]:
     """Return what reads a body that has this field and nothing behind it. It raises WireError."""
 
     def read(body: bytes) -> Any:
-        reading = Reading(body)
+        reading = BodyReader(body)
         try:
             found = field.take(reading)
         except (struct_error, UnicodeDecodeError) as error:

@@ -20,8 +20,8 @@ from hsmcore.gateway.wire.fields import (
     TEXT16,
     U16,
     U32,
+    BodyReader,
     Field,
-    Reading,
     below,
     exactly,
     named,
@@ -181,7 +181,7 @@ class Verify(NamedTuple):
 def _greeting(found: Field) -> Field:
     """Behind the protocol's version."""
 
-    def take(reading: Reading) -> Any:
+    def take(reading: BodyReader) -> Any:
         if (version := U16.take(reading)) != VERSION:
             raise WireError(f"version {version} of the protocol; this is {VERSION}")
         return found.take(reading)
@@ -324,7 +324,7 @@ def _put_outcome(one: bytes | Refusal) -> bytes:
     return _OUTCOME.pack(said is not one, len(said)) + said
 
 
-def _take_outcome(reading: Reading) -> bytes | Refusal:
+def _take_outcome(reading: BodyReader) -> bytes | Refusal:
     bad, size = _OUTCOME.unpack(reading.raw(_OUTCOME.size))
     if bad > 1:
         raise WireError(f"outcome {bad}")
