@@ -1,9 +1,8 @@
-"""The state that every page shows, read once a second however many pages are open, and not at all while none is."""
+"""The state that every page shows, read once a second however many pages are open, and seldom while none is."""
 
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,6 +19,8 @@ from hsmcore.serve.series import Series, not_signed
 from hsmcore.serve.source import Unanswered
 
 LOOK_SECONDS: Final = 1.0
+REST_SECONDS: Final = 15.0
+"""Between two looks while nobody watches: a page that is opened has charts of what was before."""
 FRESH_SECONDS: Final = 0.5
 """A health check reads a state older than this again."""
 ALIVE_SECONDS: Final = 10.0
@@ -78,11 +79,12 @@ class Monitor:
         self.feed.tell("happened", {"timeNs": at_ns, **{key: event[key] for key in event.keys() - {"monotonicNs"}}})
 
     async def look(self) -> float | None:
-        """Read the whole state and show it to all watchers. Returns the pause: none ends while nobody watches, unless
+        """Read the whole state and show it to all watchers. Returns the pause: a long one while nobody watches, unless
         the key manager's event loop does not answer, for `alive`."""
-        silent = self._beside and self._looked > self._heard
-        if not (len(self.feed) or silent):
-            return math.inf
+        if not (len(self.feed) or (self._beside and self._looked > self._heard)):
+            async with self._looking:
+                await self._read(store=False)
+            return None if len(self.feed) or self._problem else REST_SECONDS
         async with self._looking:
             await self._read()
         with suppress(Unanswered):
@@ -109,8 +111,8 @@ class Monitor:
                     if self._problem:
                         self._wake.set()
 
-    async def _read(self) -> None:
-        views = time.monotonic() - self._viewed >= _VIEW_SECONDS
+    async def _read(self, *, store: bool = True) -> None:
+        views = store and time.monotonic() - self._viewed >= _VIEW_SECONDS
         if not self._problem:
             self._heard = time.monotonic()
         try:
