@@ -97,12 +97,12 @@ def _kept_open() -> None:
 
 
 def _shy() -> None:
-    """A lease is over before its next renewal."""
+    """A lease is over long before its next renewal."""
     renewed = Machine.renewed
 
     def short(self: Machine, row: Any, began: int, now: int) -> None:
         renewed(self, row, began, now)
-        self.until = min(self.until, began + self.ttl // 8)
+        self.until = min(self.until, began + self.ttl // 64)
 
     Machine.renewed = short
 
