@@ -327,7 +327,7 @@ async def test_one_message_is_no_batch(world, batch):
         with pytest.raises(InvalidMessageType, match=f"iterable of messages, not {type(batch).__name__}") as caught:
             await manager.sign_many(batch)
         assert "list of messages" in caught.value.hint
-        assert caught.value.index is None
+        assert caught.value.index == 0
         assert counters(manager)["signatures"] == 0
         assert len(await manager.sign_many(iter([b"abc", b"d"]))) == 2
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntFlag
 from functools import partial
 from struct import Struct
@@ -319,9 +319,11 @@ read_error: Final[Callable[[bytes], Refusal]] = reader(_ERROR)
 """Also an outcome of SIGNED_MANY."""
 
 
-def _put_outcome(one: bytes | Refusal) -> bytes:
-    said = one if isinstance(one, bytes) else _put_refusal(one)
-    return _OUTCOME.pack(said is not one, len(said)) + said
+def _put_outcomes(outcomes: Sequence[bytes | Refusal]) -> bytes:
+    """In one call for all of them: a batch has many."""
+    said = [one if isinstance(one, bytes) else _put_refusal(one) for one in outcomes]
+    each = [_OUTCOME.pack(one is not given, len(one)) + one for one, given in zip(said, outcomes, strict=True)]
+    return U16.put(len(each)) + b"".join(each)
 
 
 def _take_outcome(reading: BodyReader) -> bytes | Refusal:
@@ -331,7 +333,9 @@ def _take_outcome(reading: BodyReader) -> bytes | Refusal:
     return read_error(reading.raw(size)) if bad else reading.raw(size)
 
 
-_SIGNED_MANY: Final = record(lambda *said: said, U32, some(Field(_put_outcome, _take_outcome), list))
+_SIGNED_MANY: Final = record(
+    lambda *said: said, U32, Field(_put_outcomes, some(Field(bytes, _take_outcome), list).take)
+)
 _GOAWAY: Final = record(lambda *said: said, U32, TEXT8)
 signed_many: Final = _writer(Type.SIGNED_MANY, _SIGNED_MANY)
 """Of the version, and an outcome for each message."""
