@@ -63,7 +63,7 @@ def test_the_readme_has_its_rows_and_the_worst_of_the_missed_targets():
     assert f"{said} ([each with its reason](docs/RESULTS.md)); furthest" in made
     missed = sum(verdict.call == "missed" for verdict in result.targets)
     assert len(worst(made)) == min(missed, 3)
-    assert "the same" not in made
+    assert not re.search(r"[:;] the same\b", made)
     result.targets = [replace(verdict, met=True) for verdict in result.targets]
     assert re.search(
         r"\d+ are met, 0 missed(, \d+ not measured)? \(\[each .*?\]\(.*?\)\)\.\n\nFrom", rows(result, "r.json")
