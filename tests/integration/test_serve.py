@@ -49,8 +49,10 @@ async def test_the_console_shows_a_lone_member_and_ends_without_a_trace(world):
     async with opened(world.config(maxCacheSize=10)) as manager, attached(manager, "127.0.0.1:0") as site:
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+", site.address)
         await asyncio.gather(*(manager.sign(b"%d" % number) for number in range(50)))
-        with pytest.raises(hsmcore.DeadlineExceeded):
-            await manager.sign(b"late", timeout=1e-9)
+        hurried = (manager.sign(b"hurried %d" % number, timeout=1e-9) for number in range(20))
+        ended = await asyncio.gather(*hurried, return_exceptions=True)
+        late = sum(isinstance(one, hsmcore.DeadlineExceeded) for one in ended)
+        assert late  # a session that has just ended takes one in time
         assert (await asked(site.address, "/healthz")).json() == {"status": "alive"}
         answer = await asked(site.address, "/readyz")
         assert answer.status == 200
@@ -58,7 +60,7 @@ async def test_the_console_shows_a_lone_member_and_ends_without_a_trace(world):
         state = (await asked(site.address, "/api/state")).json()
         assert state["failover"] is None
         assert state["keys"][0]["publicKey"] == manager.public_key.hex()
-        await becomes(lambda: _signed(site, 50))
+        await becomes(lambda: _signed(site, 70 - late, late))
         for accept, kind in (("", "text/plain"), ("application/openmetrics-text", "application/openmetrics-text")):
             scraped = await asked(site.address, "/metrics", headers={"Accept": accept})
             assert (scraped.status, scraped.headers["content-type"].partition(";")[0]) == (200, kind)
@@ -70,10 +72,10 @@ async def test_the_console_shows_a_lone_member_and_ends_without_a_trace(world):
             assert "unsafe" not in page.headers["content-security-policy"]
 
 
-async def _signed(site, count):
+async def _signed(site, count, late):
     [member] = (await asked(site.address, "/api/state")).json()["members"]
     # What the deadline ended is counted as it is drawn.
-    return (member["counters"]["signatures"], member["counters"]["failures"]) == (count, 1)
+    return (member["counters"]["signatures"], member["counters"]["failures"]) == (count, late)
 
 
 @one_loop

@@ -107,13 +107,13 @@ class Cutter:
         except asyncio.CancelledError:
             return  # by `close`; asyncio would complain of it
         finally:
+            writer.transport.abort()
             self._ends.discard(task)
 
     async def _between(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             far_reader, far_writer = await asyncio.open_unix_connection(self._to)
         except OSError:
-            writer.transport.abort()
             return
         sides = [self._pass(reader, far_writer), self._pass(far_reader, writer)]
         tasks = [asyncio.ensure_future(side) for side in sides]
@@ -123,7 +123,6 @@ class Cutter:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            writer.transport.abort()
             far_writer.transport.abort()
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
