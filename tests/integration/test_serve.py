@@ -117,12 +117,17 @@ async def _status(site, status):
     return (await asked(site.address, "/healthz")).status == status
 
 
+def described_here(monkeypatch):
+    """Serve from this process. Returns a list that has an entry for each time a key manager was described."""
+    described, describe = [], hsmcore.KeyManager.describe
+    served_here(monkeypatch)
+    monkeypatch.setattr(hsmcore.KeyManager, "describe", lambda each: described.append(each) or describe(each))
+    return described
+
+
 @one_loop
 async def test_while_nobody_watches_little_is_asked_and_the_first_watcher_sees_all_at_once(world, monkeypatch):
-    described = []
-    served_here(monkeypatch)
-    describe = hsmcore.KeyManager.describe
-    monkeypatch.setattr(hsmcore.KeyManager, "describe", lambda each: described.append(each) or describe(each))
+    described = described_here(monkeypatch)
     monkeypatch.setattr("hsmcore.serve.monitor.LOOK_SECONDS", 0.01)
     async with opened(world.config()) as manager, attached(manager, "127.0.0.1:0") as site:
 
@@ -151,10 +156,7 @@ async def test_while_nobody_watches_little_is_asked_and_the_first_watcher_sees_a
 
 @one_loop
 async def test_charts_show_what_was_before_a_page_was_opened(world, monkeypatch):
-    described = []
-    served_here(monkeypatch)
-    describe = hsmcore.KeyManager.describe
-    monkeypatch.setattr(hsmcore.KeyManager, "describe", lambda each: described.append(each) or describe(each))
+    described = described_here(monkeypatch)
     monkeypatch.setattr("hsmcore.serve.monitor.REST_SECONDS", 0.01)
     async with opened(world.config()) as manager, attached(manager, "127.0.0.1:0") as site:
 

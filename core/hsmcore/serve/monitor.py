@@ -81,12 +81,11 @@ class Monitor:
     async def look(self) -> float | None:
         """Read the whole state and show it to all watchers. Returns the pause: a long one while nobody watches, unless
         the key manager's event loop does not answer, for `alive`."""
-        if not (len(self.feed) or (self._beside and self._looked > self._heard)):
-            async with self._looking:
-                await self._read(store=False)
-            return None if len(self.feed) or self._problem else REST_SECONDS
+        watched = len(self.feed) > 0 or (self._beside and self._looked > self._heard)
         async with self._looking:
-            await self._read()
+            await self._read(store=watched)
+        if not watched:  # who has come meanwhile has set `_wake`
+            return None if self._problem else REST_SECONDS
         with suppress(Unanswered):
             for row in await self.questions.learn("events", self._last_event):
                 if row["id"] > self._last_event:
