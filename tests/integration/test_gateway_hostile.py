@@ -136,7 +136,7 @@ async def test_hello_may_come_byte_by_byte_and_with_requests_behind_it(world, tm
 @one_loop
 async def test_a_stranger_has_no_more_memory_than_hello_needs(world, tmp_path):
     async with site(world.config(), tmp_path) as gateway, gateway.connection() as peer:
-        head = (1 << 20).to_bytes(4, "little") + bytes([Type.SIGN])
+        head = (1 << 20).to_bytes(4, "little") + bytes([Type.SIGN]) + bytes(11)
         assert (await peer.refused(head)).status == "BAD_ARGUMENT"
 
 
