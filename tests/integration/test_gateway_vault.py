@@ -22,6 +22,7 @@ from tests.support.vault_site import TOKEN, b64, called, near, site
 
 import hsmcore
 from hsmcore.errors import HsmError, KeyNotCurrent
+from hsmcore.gateway import server
 from hsmcore.gateway.front.link import RemoteKey
 from hsmcore.gateway.vault.face import Transit
 from hsmcore.gateway.versions import Versions
@@ -385,7 +386,8 @@ async def test_the_api_describes_itself(world, tmp_path):
 
 
 @one_loop
-async def test_a_rotation_shows_as_the_next_version(fresh_token, tmp_path):
+async def test_a_rotation_shows_as_the_next_version(fresh_token, tmp_path, monkeypatch):
+    monkeypatch.setattr(server, "TICK_SECONDS", 3600.0)  # a look before the ring is read tells a key's own number
     token = fresh_token()
     config = token.config(**rules(tmp_path, overlapDays=1))
     async with site(config, tmp_path) as vault:
@@ -423,6 +425,7 @@ async def test_a_rotation_shows_as_the_next_version(fresh_token, tmp_path):
 
 @one_loop
 async def test_a_batch_goes_to_the_key_that_became_current_meanwhile(fresh_token, tmp_path, monkeypatch):
+    monkeypatch.setattr(server, "TICK_SECONDS", 3600.0)  # as in the test before
     seen, ask = [], RemoteKey.ask
 
     async def late(key, make, count=1):
