@@ -28,7 +28,7 @@ async def signs(manager: hsmcore.KeyManager, message: bytes, timeout: float | No
 
 
 async def until_it_signs(
-    manager: hsmcore.KeyManager, seconds: float = 5.0, timeout: float = 1.0
+    manager: hsmcore.KeyManager, seconds: float = 60.0, timeout: float = 1.0
 ) -> list[hsmcore.HsmError]:
     """Sign until that succeeds. Returns what failed until then."""
     errors: list[hsmcore.HsmError] = []

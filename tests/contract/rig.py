@@ -29,7 +29,7 @@ class Rig(ABC):
     name: ClassVar[str]
     can: ClassVar[frozenset[Capability]]
     algorithm: ClassVar[str] = "ed25519"
-    patience: ClassVar[float] = 10.0
+    patience: ClassVar[float] = 60.0
     """Seconds within which it signs again once it is back."""
 
     def __init__(self, folder: Path) -> None:

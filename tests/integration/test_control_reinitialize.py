@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from pkcs11 import Attribute, ObjectClass
+from tests.chaos.load import until_it_signs
 from tests.support.chaos import Chaos, needs_chaos, wrap
 from tests.support.loops import one_loop
 from tests.support.managers import counters, opened, start
@@ -102,8 +103,7 @@ async def test_the_module_is_not_reinitialized_while_calls_are_inside(chaos):
                 chaos.clear()
                 assert len(list(session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY}))) == 1
             assert initializations(chaos) == 0
-            await asyncio.sleep(1.1)  # the member is down until its next probe
-            assert is_good("ed25519", manager.public_key, b"y", await manager.sign(b"y"))
+            await until_it_signs(manager)
             await reinitialize(chaos, manager)
             assert len(ListKeys().run(admin)) == 1
 

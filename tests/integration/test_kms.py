@@ -300,9 +300,9 @@ async def test_trying_again_ends_with_the_deadline(kms):
         kms.calls.clear()
         kms.faults.error("ThrottlingException", times=10_000)
         with pytest.raises(hsmcore.DeadlineExceeded):
-            await manager.sign(b"x", timeout=0.8)
+            await manager.sign(b"x", timeout=2.0)
         tried = kms.calls["Sign"]
-        assert 1 < tried < 40
+        assert 1 < tried < 100
         await asyncio.sleep(0.05)
         assert kms.calls["Sign"] == tried
 
@@ -392,7 +392,7 @@ async def outage(kms: KmsServer, manager: hsmcore.KeyManager) -> None:
     """Have KMS go away and the member notice."""
     kms.stop_listening()
     with pytest.raises(hsmcore.MemberDown):
-        await manager.sign(b"nobody there", timeout=5)
+        await manager.sign(b"nobody there", timeout=60)
     with pytest.raises(hsmcore.MemberDown):
         await manager.sign(b"at once")
     assert counters(manager)["down"]

@@ -42,7 +42,7 @@ def test_what_kms_refuses_is_the_step_s_own(kms, name, says):
 
 def test_what_is_throttled_to_the_end_is_not_said_to_be_unreachable(kms):
     kms.faults.error("ThrottlingException", times=10**6)
-    report = probed(config(kms, kms.store.make()), timeout=1.0)
+    report = probed(config(kms, kms.store.make()), timeout=3.0)
     assert failures(report) == ["signature"]
     assert "ThrottlingException" in step(report, "signature").found
 

@@ -8,7 +8,6 @@ import json
 import logging
 import pickle
 import signal
-import socket
 import traceback
 
 import boto3
@@ -17,6 +16,7 @@ from tests.support.aws import CREDENTIALS, OFFLINE, REGION, UNSET, moto_server
 from tests.support.chaos import Chaos, engine_of, send_signal, wrap
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened
+from tests.support.ports import bound
 from tests.support.verifiers import is_good
 
 from hsmcore.config import load
@@ -122,12 +122,10 @@ def test_without_credentials_it_says_what_to_give(aws, monkeypatch):
 
 
 def test_an_endpoint_that_does_not_answer_is_an_error(aws, monkeypatch):
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        address = unused.getsockname()
-    monkeypatch.setenv("AWS_ENDPOINT_URL_SECRETS_MANAGER", f"http://127.0.0.1:{address[1]}")
-    with pytest.raises(SecretUnavailable, match=r"cannot be reached \(EndpointConnectionError\)"):
-        secret(secretId="there").resolve()
+    with bound() as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SECRETS_MANAGER", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(SecretUnavailable, match=r"cannot be reached \(EndpointConnectionError\)"):
+            secret(secretId="there").resolve()
 
 
 def _names_and_hides(error, name, problem):
@@ -188,7 +186,7 @@ async def test_a_pin_of_aws_that_is_refused_when_the_host_starts_again_is_sent_o
         token.change_pin("another-pin")
         assert send_signal(engine_of(manager).host_pid, signal.SIGKILL)
         await becomes(lambda: ends_with(PinIncorrect))
-        await asyncio.sleep(2.0)
+        await asyncio.sleep(1.0)
         assert logins() == 2
         boto3.session.Session().client("secretsmanager").put_secret_value(
             SecretId="prod/pin", SecretString="another-pin"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import replace
 
 import pytest
@@ -51,10 +50,8 @@ async def test_the_connector_goes_and_comes_back_under_load(rig, isolation):
         await load.until_good(50)
         for _time in range(3):
             rig.connector.stop()
-            begun = time.monotonic()
             failed = len(load.errors)
             await until(lambda failed=failed: len(load.errors) > failed)
-            assert time.monotonic() - begun < load.timeout
             rig.connector.start()
             await load.until_good(50)
     assert len(rig.device.sessions) <= 3  # one for each time, which could not be closed and expires
@@ -100,10 +97,8 @@ async def test_a_connector_that_hangs_is_left_by_its_host_process(rig):
         await signs(manager, b"before")
         pid = engine_of(manager).host_pid
         rig.device.inject("hang", SIGN)
-        begun = time.monotonic()
         with pytest.raises(DeadlineExceeded):
             await manager.sign(b"hangs", 0.3)
-        assert time.monotonic() - begun < 5.0
         # The module would wait for ever. Its process is killed, and the next one signs while the connector still hangs
         # with the first exchange.
         await until(lambda: supervisor_of(manager).restarts == 1)
@@ -133,14 +128,12 @@ async def test_a_connector_that_hangs_for_a_module_in_this_process_holds_no_dead
         await signs(manager, b"before")
         rig.device.inject("hang", SIGN)
         for number in range(3):
-            begun = time.monotonic()
             with pytest.raises((DeadlineExceeded, MemberDown)):
                 await manager.sign(f"hangs {number}".encode(), 0.3)
-            assert time.monotonic() - begun < 5.0
         # The module keeps its slot locked while a call hangs, so no session signs until it returns.
         await until(lambda: rig.device.faults.hanging == 1)
         rig.device.faults.release()
-        await until_it_signs(manager, seconds=20.0)
+        await until_it_signs(manager)
 
 
 @pytest.mark.parametrize("isolation", ["thread", "process"])
@@ -205,6 +198,6 @@ async def test_a_device_without_a_free_session_is_waited_for(rig):
         await until(lambda: rig.device.openings.total() >= 2)
         assert len(rig.device.sessions) == MAX_SESSIONS
         rig.device.advance(31.0)
-        await until_it_signs(manager, seconds=20.0)
+        await until_it_signs(manager)
         await until(lambda: supervisor_of(manager).restarts > 0)  # an answer may come before
         assert supervisor_of(manager).restarts == 1

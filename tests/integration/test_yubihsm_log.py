@@ -88,7 +88,7 @@ async def test_signing_under_force_audit_goes_on_while_a_drain_runs_beside_it(ri
                         assert is_good("ed25519", rig.public_key, message, signature)
                         break
 
-        signing = start(asyncio.wait_for(asyncio.gather(*map(sign, range(4))), 40.0))
+        signing = start(asyncio.wait_for(asyncio.gather(*map(sign, range(4))), 120.0))
         while not signing.done():
             await kept.drain(settings)
         await signing

@@ -145,7 +145,7 @@ NEAR: Final[dict[str, tuple[str, ...]]] = {
         "admission": ("requests", "unit/test_admission.py"),
         "area": ("client", "area", "unit/test_model_ring.py"),
         "aside": _LADDER,
-        "cache": ("cache", "single_flight", "unit/test_model_cache.py"),
+        "cache": ("cache", "unit/test_model_cache.py"),
         "client": ("client", "replay", "requests", "area", "fork", "unit/test_model_ring.py"),
         "deadlines": ("requests", "table_memory", "unit/test_deadline_wheel.py"),
         "down": _LADDER,
@@ -160,7 +160,6 @@ NEAR: Final[dict[str, tuple[str, ...]]] = {
             "requests",
             "table",
             "table_memory",
-            "single_flight",
             "unit/test_model_table.py",
             "unit/test_routes.py",
         ),
@@ -168,7 +167,7 @@ NEAR: Final[dict[str, tuple[str, ...]]] = {
         "table": ("table", "requests", "table_memory", "unit/test_model_table.py", "unit/test_routes.py"),
         "transaction": _POLICY,
         "verdicts": ("verdicts",),
-        "verify": ("verify",),
+        "verify": ("verify", "unit/test_native_tables.py"),
         "worker": ("workers", "engine", "requests", "seams", "area"),
     }.items()
 }

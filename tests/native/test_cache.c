@@ -108,64 +108,6 @@ static hsm_cache_stats stats_of(const hsm_cache *cache) {
 
 /* ---- tests ---- */
 
-static void a_hit_returns_what_was_filled(void) {
-    hsm_cache *cache = make_cache(10);
-    put(cache, "one");
-    check_held(cache, "one");
-    check_absent(cache, "two");
-    hsm_cache_stats stats = stats_of(cache);
-    CHECK_INT(stats.hits, ==, 1);
-    CHECK_INT(stats.misses, ==, 2);
-    CHECK_INT(stats.entries, ==, 1);
-    CHECK_INT(stats.in_flight, ==, 0);
-    hsm_cache_free(cache);
-}
-
-static void the_whole_question_must_match(void) {
-    hsm_cache *cache = make_cache(10);
-    put(cache, "message");
-    CHECK_INT(look(cache, KEY, HSM_ED25519, "messagf", 7).result, ==, HSM_CACHE_MISS);
-    CHECK_INT(look(cache, KEY, HSM_ED25519, "message", 6).result, ==, HSM_CACHE_MISS);
-    CHECK_INT(look(cache, KEY, HSM_ED25519, "message\0", 8).result, ==, HSM_CACHE_MISS);
-    CHECK_INT(look(cache, KEY + 1, HSM_ED25519, "message", 7).result, ==, HSM_CACHE_MISS);
-    CHECK_INT(look(cache, KEY + 256, HSM_ED25519, "message", 7).result, ==, HSM_CACHE_MISS);
-    CHECK_INT(look(cache, KEY, HSM_ECDSA_P256, "message", 7).result, ==, HSM_CACHE_MISS);
-    CHECK_INT(look(cache, KEY, HSM_ED25519, "", 0).result, ==, HSM_CACHE_MISS);
-    CHECK_INT(look(cache, KEY, HSM_ED25519, "message", 7).result, ==, HSM_CACHE_HIT);
-    hsm_cache_free(cache); /* with seven in flight */
-}
-
-static void the_least_recently_used_goes_first(void) {
-    hsm_cache *cache = make_cache(3);
-    put(cache, "a");
-    put(cache, "b");
-    put(cache, "c");
-    check_held(cache, "a"); /* now b is the oldest */
-    put(cache, "d");
-    check_absent(cache, "b");
-    check_held(cache, "c");
-    check_held(cache, "d");
-    check_held(cache, "a"); /* order, oldest first: c d a */
-    put(cache, "e");
-    check_absent(cache, "c");
-    CHECK_INT(stats_of(cache).evictions, ==, 2);
-    CHECK_INT(stats_of(cache).entries, ==, 3);
-    hsm_cache_free(cache);
-}
-
-static void one_place_is_enough(void) {
-    hsm_cache *cache = make_cache(1);
-    for (int i = 0; i < 100; i++) {
-        char text[16];
-        (void)snprintf(text, sizeof text, "%d", i);
-        put(cache, text);
-        check_held(cache, text);
-        CHECK_INT(stats_of(cache).entries, ==, 1);
-    }
-    CHECK_INT(stats_of(cache).evictions, ==, 99);
-    hsm_cache_free(cache);
-}
-
 static void many_entries_share_buckets(void) {
     hsm_cache *cache = make_cache(5000);
     uint64_t empty = stats_of(cache).bytes;
@@ -189,34 +131,6 @@ static void many_entries_share_buckets(void) {
     hsm_cache_free(cache);
 }
 
-static void identical_requests_join_the_one_in_flight(void) {
-    hsm_cache *cache = make_cache(4);
-    struct answer first = look_text(cache, "m");
-    CHECK_INT(first.result, ==, HSM_CACHE_MISS);
-    hsm_cache_set_leader(cache, first.entry, UINT64_C(0x123456789abcdef0));
-    for (int i = 0; i < 3; i++) {
-        struct answer other = look_text(cache, "m");
-        CHECK_INT(other.result, ==, HSM_CACHE_JOINED);
-        CHECK(other.leader == UINT64_C(0x123456789abcdef0));
-    }
-    CHECK_INT(stats_of(cache).joined, ==, 3);
-    CHECK_INT(stats_of(cache).in_flight, ==, 1);
-    fill(cache, first.entry, "m");
-    CHECK_INT(stats_of(cache).in_flight, ==, 0);
-    check_held(cache, "m");
-    hsm_cache_free(cache);
-}
-
-static void an_abandoned_request_can_be_asked_again(void) {
-    hsm_cache *cache = make_cache(4);
-    struct answer first = look_text(cache, "m");
-    hsm_cache_abandon(cache, first.entry);
-    CHECK_INT(stats_of(cache).in_flight, ==, 0);
-    put(cache, "m");
-    check_held(cache, "m");
-    hsm_cache_free(cache);
-}
-
 static void what_is_not_to_be_kept_is_not(void) {
     hsm_cache *cache = make_cache(4);
     struct answer first = look_text(cache, "m");
@@ -231,48 +145,12 @@ static void what_is_not_to_be_kept_is_not(void) {
     hsm_cache_free(cache);
 }
 
-static void clearing_detaches_what_is_in_flight(void) {
-    hsm_cache *cache = make_cache(4);
-    put(cache, "held");
-    struct answer filled = look_text(cache, "filled");
-    struct answer abandoned = look_text(cache, "abandoned");
-    hsm_cache_clear(cache);
-    CHECK_INT(stats_of(cache).entries, ==, 0);
-    CHECK_INT(stats_of(cache).in_flight, ==, 2); /* they still have to end */
-    check_absent(cache, "held");
-    /* Nobody joins the old one: the key may have changed in between. */
-    struct answer again = look_text(cache, "filled");
-    CHECK_INT(again.result, ==, HSM_CACHE_MISS);
-    fill(cache, filled.entry, "the old key");
-    hsm_cache_abandon(cache, abandoned.entry);
-    CHECK_INT(look_text(cache, "filled").result, ==, HSM_CACHE_JOINED);
-    fill(cache, again.entry, "filled");
-    check_held(cache, "filled");
-    CHECK_INT(stats_of(cache).entries, ==, 1);
-    CHECK_INT(stats_of(cache).in_flight, ==, 0);
-    hsm_cache_free(cache);
-}
-
 static void freeing_takes_detached_requests_too(void) {
     hsm_cache *cache = make_cache(4);
     (void)look_text(cache, "in flight");
     hsm_cache_clear(cache);
     hsm_cache_free(cache); /* the harness sees whether all is gone */
     hsm_cache_free(NULL);
-}
-
-static void capacity_nought_still_joins(void) {
-    hsm_cache *cache = make_cache(0);
-    struct answer first = look_text(cache, "m");
-    hsm_cache_set_leader(cache, first.entry, 7);
-    struct answer second = look_text(cache, "m");
-    CHECK_INT(second.result, ==, HSM_CACHE_JOINED);
-    CHECK_INT(second.leader, ==, 7);
-    fill(cache, first.entry, "m");
-    check_absent(cache, "m");
-    CHECK_INT(stats_of(cache).entries, ==, 0);
-    CHECK_INT(stats_of(cache).evictions, ==, 0);
-    hsm_cache_free(cache);
 }
 
 static void an_impossible_capacity_is_refused(void) {
@@ -337,17 +215,9 @@ static void nothing_stays_in_freed_memory(void) {
 #endif
 
 static const struct test tests[] = {
-    TEST(a_hit_returns_what_was_filled),
-    TEST(the_whole_question_must_match),
-    TEST(the_least_recently_used_goes_first),
-    TEST(one_place_is_enough),
     TEST(many_entries_share_buckets),
-    TEST(identical_requests_join_the_one_in_flight),
-    TEST(an_abandoned_request_can_be_asked_again),
     TEST(what_is_not_to_be_kept_is_not),
-    TEST(clearing_detaches_what_is_in_flight),
     TEST(freeing_takes_detached_requests_too),
-    TEST(capacity_nought_still_joins),
     TEST(an_impossible_capacity_is_refused),
     TEST(an_empty_message_has_its_place),
     TEST(the_bytes_are_counted),

@@ -361,7 +361,7 @@ static void a_deferred_wake_comes_with_the_first_completion_that_finds_it_old(vo
     for (uint64_t round = 1; round <= 5; round++) {
         uint64_t begun = hsm_now_ns();
         notify(client, false);
-        while (!readable(event_fd, 0) && hsm_now_ns() - begun < 5 * SECOND) {
+        while (!readable(event_fd, 0) && patient(begun)) {
             notify(client, false); /* must not put the wake off */
         }
         uint64_t waited = hsm_now_ns() - begun;
@@ -380,10 +380,8 @@ static void the_timer_wakes_when_the_workers_do_not(void) {
     int timer_fd;
     hsm_client_wake_fds(client, &event_fd, &timer_fd);
     for (uint64_t round = 1; round <= 5; round++) {
-        uint64_t begun = hsm_now_ns();
         notify(client, false);
-        CHECK(readable(timer_fd, 5000));
-        CHECK_INT(hsm_now_ns() - begun, <, 500 * MILLISECOND); /* a loaded machine runs us late; the timer was not */
+        CHECK(readable(timer_fd, PATIENCE / MILLISECOND));
         CHECK(!readable(event_fd, 0));
         hsm_client_wake_clear(client);
         CHECK(!readable(timer_fd, 0));
@@ -415,15 +413,21 @@ static void a_worker_that_was_preempted_does_not_trust_an_alarm_that_has_gone_of
     hsm_client_wake_fds(client, &event_fd, &timer_fd);
     uint64_t completed = hsm_now_ns(); /* its own completion; then it lost the processor */
     notify(client, false);
-    CHECK(readable(timer_fd, 5000));
+    CHECK(readable(timer_fd, PATIENCE / MILLISECOND));
     hsm_client_wake_clear(client);
     hsm_notify(client->area, client->event_fd, client->timer_fd, false, completed, hsm_area_worker(client->area, 0));
-    CHECK(readable(timer_fd, 5000) || readable(event_fd, 0));
+    CHECK(readable(timer_fd, PATIENCE / MILLISECOND) || readable(event_fd, 0));
     hsm_client_free(client);
 }
 
+/* As if it had looked long ago. */
+static bool catches_up_later(hsm_client *client) {
+    client->taken_at_ns -= 3600 * SECOND;
+    return hsm_client_catch_up(client);
+}
+
 static void a_client_that_is_awake_is_told_what_waits(void) {
-    hsm_client *client = make_client(4, 1, 4 * SECOND); /* an eighth of a second between two looks */
+    hsm_client *client = make_client(4, 1, 3600 * SECOND); /* minutes between two looks */
     hsm_completion done;
     CHECK(!hsm_client_catch_up(client));
     for (int round = 0; round < 3; round++) {
@@ -431,8 +435,7 @@ static void a_client_that_is_awake_is_told_what_waits(void) {
         CHECK(!hsm_client_catch_up(client)); /* nothing has completed */
         (void)serve(client, 1);
         notify(client, false);
-        while (!hsm_client_catch_up(client)) { /* until some time has passed since the last round */
-        }
+        CHECK(catches_up_later(client));
         CHECK(!hsm_client_catch_up(client)); /* it has been told just now */
         CHECK(hsm_client_next(client, &done));
         hsm_client_release(client, done.slot);
@@ -442,8 +445,7 @@ static void a_client_that_is_awake_is_told_what_waits(void) {
     (void)submit(client, "y", 1);
     (void)serve(client, 1);
     notify(client, true);
-    while (!hsm_client_catch_up(client)) {
-    }
+    CHECK(catches_up_later(client));
     CHECK(hsm_client_next(client, &done));
     hsm_client_release(client, done.slot);
     hsm_client_wake_clear(client);
@@ -539,7 +541,7 @@ static void an_alarm_that_is_set_while_the_timer_is_disarmed_is_not_lost(void) {
         CHECK(before_disarm == NULL && after_disarm == NULL);
         int taken = drain(client);
         complete_and_defer(); /* must not trust an alarm that is no more */
-        CHECK(readable(timer_fd, 5000) || readable(event_fd, 0));
+        CHECK(readable(timer_fd, PATIENCE / MILLISECOND) || readable(event_fd, 0));
         hsm_client_wake_clear(client);
         CHECK(!readable(timer_fd, 0));
         CHECK_INT(taken + drain(client), ==, 2);

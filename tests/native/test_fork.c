@@ -109,9 +109,7 @@ static void use_engine(struct fixture *f) {
     CHECK_STATUS(hsm_engine_retire_key(f->engine, 0), HSM_FORKED);
     hsm_token_info token;
     hsm_engine_token(f->engine, &token);
-    uint64_t begun = hsm_now_ns();
-    CHECK_INT(hsm_engine_stop(f->engine, PATIENCE), ==, 0); /* waits for no worker: there are none here */
-    CHECK_INT(hsm_now_ns() - begun, <, PATIENCE / 2);
+    CHECK_INT(hsm_engine_stop(f->engine, UINT64_MAX), ==, 0); /* waits for no worker: there are none here */
 }
 
 static void the_engine_is_dead_in_the_child(void) {

@@ -385,13 +385,15 @@ static void what_the_last_try_writes_is_not_lost(void) {
     }
 }
 
-/* ---- pace: the disk is quick, so all that takes time is the pause between two groups ---- */
+/* ---- pace ---- */
 
-static hsm_journal *open_on_a_quick_disk(void) {
+static hsm_journal *open_on_a_quick_disk(uint64_t pace_ns) {
     make_folder();
     atomic_store(&quick, true);
     atomic_store(&flushes, 0);
-    return open_journal(HSM_DURABLE_FSYNC, 1, UINT64_MAX);
+    hsm_journal *journal = open_journal(HSM_DURABLE_FSYNC, 1, UINT64_MAX);
+    journal->pace_ns = pace_ns; /* the thread reads it after the first group */
+    return journal;
 }
 
 static void end_on_a_quick_disk(hsm_journal *journal, uint64_t lines) {
@@ -401,69 +403,37 @@ static void end_on_a_quick_disk(hsm_journal *journal, uint64_t lines) {
     remove_folder();
 }
 
-/* Put a line; returns when that began. */
-static uint64_t keep(hsm_journal *journal, uint64_t number, int urgent) {
+static void a_line_behind_another_waits_for_the_pause(void) {
+    hsm_journal *journal = open_on_a_quick_disk(HSM_JOURNAL_PACE_NS);
     uint64_t begun = hsm_now_ns();
-    put(journal, number);
+    for (uint64_t n = 1; n <= 2; n++) {
+        put(journal, n);
+        hsm_journal_flush(journal, 0);
+        await(journal, n, 0);
+    }
+    CHECK_INT(hsm_now_ns() - begun, >=, HSM_JOURNAL_PACE_NS);
+    end_on_a_quick_disk(journal, 2);
+}
+
+/* With a pause that outlasts the test. */
+static void a_lone_line_an_urgent_one_and_the_end_wait_for_no_pause(void) {
+    hsm_journal *journal = open_on_a_quick_disk(3600 * SECOND);
+    put(journal, 1);
     hsm_journal_flush(journal, 0);
-    if (urgent) {
-        hsm_sleep(200000); /* the thread pauses by now */
-        hsm_journal_flush(journal, 1);
-    }
-    await(journal, number, 0);
-    return begun;
-}
-
-/* The least time, of many tries, that a line and the next one take. Others may have the processor, so a single try
- * shows nothing. */
-static uint64_t least_time_of_two_lines(int urgent) {
-    hsm_journal *journal = open_on_a_quick_disk();
-    uint64_t least = UINT64_MAX;
-    for (uint64_t n = 1; n <= 40; n += 2) {
-        hsm_sleep(2 * HSM_JOURNAL_PACE_NS); /* so that the first of the two meets no pause */
-        uint64_t begun = keep(journal, n, urgent);
-        (void)keep(journal, n + 1, urgent);
-        uint64_t took = hsm_now_ns() - begun;
-        least = took < least ? took : least;
-    }
-    end_on_a_quick_disk(journal, 40);
-    return least;
-}
-
-/* The least time that a line takes which comes after a rest, and the longest: how late this machine is by itself. */
-static uint64_t least_time_of_a_lone_line(uint64_t *longest) {
-    hsm_journal *journal = open_on_a_quick_disk();
-    uint64_t least = UINT64_MAX;
-    *longest = 0;
-    for (uint64_t n = 1; n <= 20; n++) {
-        hsm_sleep(2 * HSM_JOURNAL_PACE_NS);
-        uint64_t took = hsm_now_ns() - keep(journal, n, 0);
-        least = took < least ? took : least;
-        *longest = took > *longest ? took : *longest;
-    }
-    end_on_a_quick_disk(journal, 20);
-    return least;
-}
-
-static void a_lone_line_is_flushed_at_once(void) {
-    uint64_t longest;
-    CHECK_INT(least_time_of_a_lone_line(&longest), <, HSM_JOURNAL_PACE_NS);
-}
-
-static void a_line_behind_another_waits_for_no_longer_than_the_pause(void) {
-    uint64_t late;
-    (void)least_time_of_a_lone_line(&late);
-    uint64_t least = least_time_of_two_lines(0);
-    CHECK_INT(least, >=, HSM_JOURNAL_PACE_NS);
-    CHECK_INT(least, <, 3 * HSM_JOURNAL_PACE_NS / 2 + late);
-}
-
-static void an_urgent_flush_ends_a_pause(void) {
-    CHECK_INT(least_time_of_two_lines(1), <, HSM_JOURNAL_PACE_NS);
+    await(journal, 1, 0);
+    put(journal, 2);
+    hsm_journal_flush(journal, 0);
+    hsm_sleep(200000); /* the thread pauses by now */
+    CHECK_INT(atomic_load(&flushes), ==, 1);
+    hsm_journal_flush(journal, 1);
+    await(journal, 2, 0);
+    put(journal, 3);
+    hsm_journal_flush(journal, 0);
+    end_on_a_quick_disk(journal, 3);
 }
 
 static void lines_that_come_close_together_share_a_flush(void) {
-    hsm_journal *journal = open_on_a_quick_disk();
+    hsm_journal *journal = open_on_a_quick_disk(HSM_JOURNAL_PACE_NS);
     uint64_t begun = hsm_now_ns();
     CHECK_INT(hsm_journal_waiting(journal), ==, 0);
     for (uint64_t n = 1; n <= 300; n++) {
@@ -477,23 +447,6 @@ static void lines_that_come_close_together_share_a_flush(void) {
     CHECK_INT(atomic_load(&flushes), <=, pauses + 2);
     CHECK_INT(hsm_journal_waiting(journal), ==, 0);
     end_on_a_quick_disk(journal, 300);
-}
-
-static void closing_ends_a_pause(void) {
-    uint64_t least = UINT64_MAX;
-    for (int i = 0; i < 50; i++) {
-        hsm_journal *journal = open_on_a_quick_disk();
-        uint64_t begun = keep(journal, 1, 0);
-        put(journal, 2);
-        hsm_journal_flush(journal, 0);
-        CHECK_INT(hsm_journal_close(journal), ==, 0);
-        uint64_t took = hsm_now_ns() - begun;
-        least = took < least ? took : least;
-        CHECK(holds(path, 1, 2));
-        remove_folder();
-    }
-    atomic_store(&quick, false);
-    CHECK_INT(least, <, HSM_JOURNAL_PACE_NS);
 }
 
 /* With nine lines of ten bytes in the file, so that the next one begins another. */
@@ -770,11 +723,9 @@ static const struct test tests[] = {
     TEST(a_file_that_was_cut_is_not_filled_with_zeros),
     TEST(a_condemned_journal_writes_no_more),
     TEST(what_the_last_try_writes_is_not_lost),
-    TEST(a_lone_line_is_flushed_at_once),
-    TEST(a_line_behind_another_waits_for_no_longer_than_the_pause),
-    TEST(an_urgent_flush_ends_a_pause),
+    TEST(a_line_behind_another_waits_for_the_pause),
+    TEST(a_lone_line_an_urgent_one_and_the_end_wait_for_no_pause),
     TEST(lines_that_come_close_together_share_a_flush),
-    TEST(closing_ends_a_pause),
     TEST(a_line_is_not_kept_before_the_name_of_its_file_is),
     TEST(a_rotation_goes_on_where_it_failed),
     TEST(no_segment_begins_where_the_log_was_unmounted),

@@ -77,137 +77,6 @@ static void ten_thousand_signatures_by_two_workers(void) {
     intercept_end();
 }
 
-static void ecdsa_signatures_verify_too(void) {
-    intercept_begin(softhsm.module_path);
-    static const char *const labels[] = {"p256", "secp256k1"};
-    static const hsm_algorithm algorithms[] = {HSM_ECDSA_P256, HSM_ECDSA_SECP256K1};
-    for (size_t i = 0; i < COUNT_OF(labels); i++) {
-        struct fixture f = begin(2, labels[i]);
-        CHECK_INT(f.key.algorithm, ==, algorithms[i]);
-        CHECK_INT(f.key.public_key_len, ==, 65);
-        sign_and_verify(&f, 200); /* hsm_verify refuses a high s */
-        fixture_end(&f);
-    }
-    intercept_end();
-}
-
-static hsm_completion sign_digest(struct fixture *f, const uint8_t *digest, size_t len) {
-    uint32_t slot;
-    CHECK_STATUS(hsm_client_write(f->client, f->key.index, digest, len, true, hsm_now_ns(), 0, &slot), HSM_OK);
-    return finish(f, slot);
-}
-
-static void a_digest_is_signed_as_it_is(void) {
-    intercept_begin(softhsm.module_path);
-    static const char *const labels[] = {"p256", "secp256k1", "ed25519"};
-    const uint8_t digest[33] = "a digest is signed, not hashed..";
-    hsm_engine_options options = softhsm_options(1);
-    options.verify_every = 1;
-    for (size_t i = 0; i < COUNT_OF(labels); i++) {
-        struct fixture f = fixture_begin(&small_client, &options, labels[i]);
-        const hsm_key_info *key = &f.key;
-        bool ecdsa = key->algorithm != HSM_ED25519;
-        hsm_completion done = sign_digest(&f, digest, 32);
-        /* What the request table refuses, a worker refuses too. */
-        CHECK_STATUS(done.status, ecdsa ? HSM_OK : HSM_BAD_ARGUMENT);
-        CHECK_STATUS(
-            hsm_verify(key->algorithm, key->public_key, key->public_key_len, digest, 32, 1, done.signature, 64),
-            ecdsa ? HSM_OK : HSM_SIGNATURE_INVALID);
-        if (ecdsa) {
-            CHECK_STATUS(hsm_verify(key->algorithm, key->public_key, key->public_key_len, digest, 32, 0, done.signature,
-                                    done.signature_len),
-                         HSM_SIGNATURE_INVALID);
-        }
-        CHECK_STATUS(sign_digest(&f, digest, 31).status, HSM_BAD_ARGUMENT);
-        CHECK_STATUS(sign_digest(&f, digest, 33).status, HSM_BAD_ARGUMENT);
-        CHECK_STATUS(sign_digest(&f, digest, 0).status, HSM_BAD_ARGUMENT);
-        done = finish(&f, submit_text(&f, "hsmcore test message", 0)); /* nothing of it stays in slot or worker */
-        CHECK_STATUS(check_signature(&f, "hsmcore test message", &done), HSM_OK);
-        fixture_end(&f);
-    }
-    intercept_end();
-}
-
-static void all_keys_in_one_engine(void) {
-    intercept_begin(softhsm.module_path);
-    static const char *const labels[] = {"ed25519", "p256", "secp256k1"};
-    hsm_engine_options options = softhsm_options(2);
-    options.verify_every = 1;
-    struct fixture f = fixture_begin(&small_client, &options, NULL);
-    hsm_key_info keys[3];
-    for (size_t i = 0; i < 3; i++) {
-        keys[i] = add_key(f.engine, labels[i]);
-    }
-    for (size_t round = 0; round < 30; round++) {
-        f.key = keys[round % 3];
-        char text[16];
-        (void)snprintf(text, sizeof text, "round %zu", round);
-        hsm_completion done = finish(&f, submit_text(&f, text, 0));
-        CHECK_STATUS(done.status, HSM_OK);
-        CHECK_STATUS(check_signature(&f, text, &done), HSM_OK);
-    }
-    fixture_end(&f);
-    intercept_end();
-}
-
-static void one_label_for_two_keys_is_ambiguous(void) {
-    intercept_begin(softhsm.module_path);
-    struct fixture f = begin(1, NULL);
-    hsm_key_selector selector = {.label = "twin", .handle = -1};
-    hsm_key_info info;
-    hsm_error error = {.status = HSM_OK};
-    CHECK_STATUS(hsm_engine_add_key(f.engine, &selector, &info, &error), HSM_KEY_AMBIGUOUS);
-    CHECK(strstr(error.detail, "twin") != NULL);
-    uint8_t keys[2][32];
-    for (uint8_t id = 4; id <= 5; id++) {
-        selector.id = &id;
-        selector.id_len = 1;
-        REQUIRE_OK(hsm_engine_add_key(f.engine, &selector, &info, &error), error);
-        memcpy(keys[id - 4], info.public_key, 32);
-        f.key = info;
-        hsm_completion done = finish(&f, submit_text(&f, "text", 0));
-        CHECK_STATUS(check_signature(&f, "text", &done), HSM_OK);
-    }
-    CHECK(memcmp(keys[0], keys[1], 32) != 0);
-    selector.id = (const uint8_t *)"\1"; /* that of another label */
-    CHECK_STATUS(hsm_engine_add_key(f.engine, &selector, &info, &error), HSM_KEY_NOT_FOUND);
-    fixture_end(&f);
-    intercept_end();
-}
-
-static void the_wrong_pin_is_tried_once(void) {
-    intercept_begin(softhsm.module_path);
-    hsm_client *client = new_client(&small_client);
-    hsm_engine_options options = softhsm_options(2);
-    static const char *const pins[] = {"wrong-pin-9", "", "x"};
-    for (size_t i = 0; i < COUNT_OF(pins); i++) {
-        atomic_store(&intercept.logins, 0);
-        options.pin = (const uint8_t *)pins[i];
-        options.pin_len = strlen(pins[i]);
-        hsm_engine *engine = NULL;
-        hsm_error error = {.status = HSM_OK};
-        hsm_status status = hsm_engine_start(client, &options, &engine, &error);
-        CHECK(engine == NULL);
-        CHECK_INT(hsm_status_class(status), !=, HSM_CLASS_OK);
-        CHECK_INT(atomic_load(&intercept.logins), ==, 1);
-        CHECK_TEXT(error.call, "C_Login");
-        if (i == 0) {
-            CHECK_STATUS(status, HSM_PIN_INCORRECT);
-            CHECK_INT(error.ckr, ==, CKR_PIN_INCORRECT);
-            CHECK(strstr(error.detail, pins[i]) == NULL);
-        }
-        hsm_leaks leaks;
-        hsm_leaks_read(&leaks);
-        CHECK_INT(leaks.sessions, ==, 0);
-    }
-    options = softhsm_options(1); /* and the right one still works */
-    struct fixture f = {.client = client};
-    hsm_error error = {.status = HSM_OK};
-    REQUIRE_OK(hsm_engine_start(client, &options, &f.engine, &error), error);
-    fixture_end(&f);
-    intercept_end();
-}
-
 static void retiring_a_key_under_load(void) {
     intercept_begin(softhsm.module_path);
     struct fixture f = begin(2, "ed25519");
@@ -311,35 +180,6 @@ static void stopping_under_load_answers_everything(void) {
     intercept_end();
 }
 
-static void a_message_of_any_length_is_signed(void) {
-    intercept_begin(softhsm.module_path);
-    hsm_client_options client = {.slots = 2, .max_message = HSM_MAX_MESSAGE, .max_workers = 1};
-    hsm_engine_options options = softhsm_options(1);
-    uint8_t *message = malloc(HSM_MAX_MESSAGE);
-    REQUIRE(message != NULL);
-    for (size_t i = 0; i < HSM_MAX_MESSAGE; i++) {
-        message[i] = (uint8_t)(i * 7 + i / 255);
-    }
-    static const char *const labels[] = {"ed25519", "p256"};
-    static const size_t lengths[] = {1, 1280, 1281, HSM_MAX_MESSAGE};
-    for (size_t label = 0; label < COUNT_OF(labels); label++) {
-        struct fixture f = fixture_begin(&client, &options, labels[label]);
-        for (size_t i = 0; i < COUNT_OF(lengths); i++) {
-            uint32_t slot;
-            uint64_t deadline;
-            CHECK_STATUS(hsm_client_submit(f.client, 0, message, lengths[i], 0, &slot, &deadline), HSM_OK);
-            hsm_completion done = finish(&f, slot);
-            CHECK_STATUS(done.status, HSM_OK);
-            CHECK_STATUS(hsm_verify(f.key.algorithm, f.key.public_key, f.key.public_key_len, message, lengths[i], 0,
-                                    done.signature, done.signature_len),
-                         HSM_OK);
-        }
-        fixture_end(&f);
-    }
-    free(message);
-    intercept_end();
-}
-
 /* ---- the token is touched from outside ---- */
 
 static void a_logout_by_others_is_mended(void) {
@@ -402,15 +242,9 @@ static void a_key_that_was_exchanged_signs_nothing(void) {
 
 static const struct test tests[] = {
     TEST(ten_thousand_signatures_by_two_workers),
-    TEST(ecdsa_signatures_verify_too),
-    TEST(a_digest_is_signed_as_it_is),
-    TEST(all_keys_in_one_engine),
-    TEST(one_label_for_two_keys_is_ambiguous),
-    TEST(the_wrong_pin_is_tried_once),
     TEST(retiring_a_key_under_load),
     TEST(a_place_that_changes_hands_under_load),
     TEST(stopping_under_load_answers_everything),
-    TEST(a_message_of_any_length_is_signed),
     TEST(a_logout_by_others_is_mended),
     TEST(sessions_closed_by_others_are_mended),
     TEST(a_key_that_was_exchanged_signs_nothing),

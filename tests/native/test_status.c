@@ -53,28 +53,6 @@ static void every_class_has_a_name(void) {
     CHECK_TEXT(hsm_class_name(HSM_CLASS_COUNT), "INVALID");
 }
 
-static void every_ckr_maps_to_one_status(void) {
-    uint64_t ckr;
-    const char *name;
-    hsm_status status;
-    size_t rows = 0;
-    for (; hsm_ckr_row(rows, &ckr, &name, &status); rows++) {
-        CHECK_STATUS(hsm_status_of_ckr(ckr), status);
-        CHECK_TEXT(hsm_ckr_name(ckr), name);
-        CHECK(strncmp(name, "CKR_", 4) == 0);
-        CHECK((ckr == 0) == (status == HSM_OK));
-        uint64_t other_ckr;
-        const char *other_name;
-        for (size_t i = 0; i < rows && hsm_ckr_row(i, &other_ckr, &other_name, &status); i++) {
-            CHECK(other_ckr != ckr);
-            CHECK(strcmp(other_name, name) != 0);
-        }
-    }
-    CHECK_INT(rows, >, 60);
-    CHECK(!hsm_ckr_row(rows, &ckr, &name, &status));
-    CHECK(!hsm_ckr_row(SIZE_MAX, &ckr, &name, &status));
-}
-
 /* The table's numbers against the standard's header, which is not where they were copied from. */
 static void the_numbers_are_the_standard_ones(void) {
     static const struct {
@@ -160,14 +138,6 @@ static void an_unlisted_ckr_is_unknown(void) {
     }
 }
 
-static void no_pin_error_is_worth_a_retry(void) {
-    static const uint64_t numbers[] = {CKR_PIN_INCORRECT, CKR_PIN_INVALID, CKR_PIN_LEN_RANGE, CKR_PIN_EXPIRED,
-                                       CKR_PIN_LOCKED};
-    for (size_t i = 0; i < COUNT_OF(numbers); i++) {
-        CHECK_INT(hsm_status_class(hsm_status_of_ckr(numbers[i])), ==, HSM_CLASS_AUTH_FATAL);
-    }
-}
-
 static void an_error_names_the_call_and_the_ckr(void) {
     hsm_error error;
     memset(&error, 0xff, sizeof error);
@@ -224,10 +194,8 @@ static const struct test tests[] = {
     TEST(every_status_has_a_row),
     TEST(a_number_outside_the_table_is_fatal),
     TEST(every_class_has_a_name),
-    TEST(every_ckr_maps_to_one_status),
     TEST(the_numbers_are_the_standard_ones),
     TEST(an_unlisted_ckr_is_unknown),
-    TEST(no_pin_error_is_worth_a_retry),
     TEST(an_error_names_the_call_and_the_ckr),
     TEST(a_long_text_is_cut_not_spilled),
     TEST(every_call_has_a_name),

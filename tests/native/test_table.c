@@ -249,93 +249,6 @@ static void a_place_is_not_given_away_during_a_call(void) {
     desk_end(&d);
 }
 
-/* Calls in any order, for runners that there are and that there are not: those that end what is not under way change
- * nothing, and every request has one answer. */
-static void a_guest_takes_calls_in_any_order(void) {
-    enum { RUNNERS = 4, STEPS = 3000, WAITING = 12 };
-    static const uint32_t runners[] = {0, 1, 2, 3, RUNNERS, UINT32_MAX};
-    uint32_t state = 1;
-    struct desk d = desk_of(4, 16, 1);
-    bool busy[RUNNERS] = {false};
-    uint64_t waiting[WAITING] = {0};
-    uint32_t asked = 0, answers = 0, cancelled = 0, pointless = 0, key;
-    for (uint32_t step = 0; step < STEPS; step++) {
-        state = state * 1664525U + 1013904223U;
-        uint32_t dice = state >> 8U;
-        uint32_t runner = runners[dice / 8U % COUNT_OF(runners)];
-        bool known = runner < RUNNERS;
-        hsm_guest *guest = dice / 64U % 16U == 0 ? NULL : d.guest;
-        static const char *const texts[] = {"a", "b", "c", "d", "e", "f"};
-        uint64_t *place = &waiting[dice / 1024U % WAITING];
-        int begun;
-        switch (dice % 8U) {
-        case 0:
-        case 1:
-            if (*place == 0) {
-                *place = ask(&d, texts[dice / 1024U % COUNT_OF(texts)]);
-                asked += *place != 0;
-            }
-            break;
-        case 2:
-        case 3:
-            if (hsm_guest_begin(guest, runner, &key) != 0) {
-                REQUIRE(known && !busy[runner]);
-                busy[runner] = true;
-            }
-            break;
-        case 4:
-            if (hsm_guest_end(guest, runner, dice & 8192U ? HSM_OK : HSM_CKR_UNKNOWN, 0, signature_of("a")) !=
-                HSM_NONE) {
-                REQUIRE(guest != NULL && known && busy[runner]);
-                busy[runner] = false;
-            } else {
-                CHECK(guest == NULL || !known || !busy[runner]);
-                pointless++;
-            }
-            break;
-        case 5:
-            CHECK_INT(hsm_guest_overran(guest, runner), ==, 0); /* no deadline has passed */
-            break;
-        case 6:
-            if (*place != 0) {
-                cancelled++;
-                (void)hsm_requests_cancel(d.table, *place, &begun);
-                *place = 0;
-            } else if (dice / 64U % 8U == 1) {
-                hsm_guest_refuse(guest, HSM_TOKEN_LOST);
-            }
-            break;
-        default:
-            break;
-        }
-        hsm_answer answer;
-        while (step % 5 == 0 && hsm_requests_next(d.table, &answer)) {
-            for (uint32_t i = 0; answer.claimed && i < WAITING; i++) {
-                if (waiting[i] == answer.request) {
-                    waiting[i] = 0;
-                    answers++;
-                }
-            }
-            if (answer.last) {
-                hsm_requests_end(d.table, answer.request);
-            }
-        }
-    }
-    for (uint32_t runner = 0; runner < RUNNERS; runner++) {
-        (void)hsm_guest_end(d.guest, runner, HSM_CKR_UNKNOWN, 0, NULL);
-    }
-    hsm_guest_refuse(d.guest, HSM_TOKEN_LOST);
-    hsm_answer answer;
-    while (hsm_requests_next(d.table, &answer)) {
-        answers += answer.claimed ? 1U : 0U;
-        hsm_requests_end(d.table, answer.request);
-    }
-    CHECK_INT(answers + cancelled, ==, asked);
-    CHECK_INT(pointless, >, 100);
-    CHECK_STATUS(hsm_guest_add_key(NULL, NULL, 1), HSM_CLOSED);
-    desk_end(&d);
-}
-
 static void workers_starve_when_the_held_answers_leave_one_idle_or_half_the_requests_wait(void) {
     struct desk d = desk_of(4, 0, 0);
     hsm_requests_serve(d.table, 2);
@@ -412,6 +325,5 @@ static const struct test tests[] = {
     TEST(replay_writes_the_requests_again),
     TEST(a_guest_verifies_every_nth_signature_once),
     TEST(a_place_is_not_given_away_during_a_call),
-    TEST(a_guest_takes_calls_in_any_order),
 };
 HARNESS_MAIN(tests)

@@ -11,7 +11,7 @@ static void submit(hsm_client *client, uint32_t count) {
     for (uint32_t i = 0; i < count; i++) {
         uint32_t slot;
         uint64_t deadline;
-        CHECK_STATUS(hsm_client_submit(client, 0, "m", 1, 0, &slot, &deadline), HSM_OK);
+        CHECK_STATUS(hsm_client_submit(client, 0, (const uint8_t *)"m", 1, 0, &slot, &deadline), HSM_OK);
     }
 }
 

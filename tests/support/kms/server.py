@@ -18,6 +18,7 @@ import uvloop
 from tests.support.kms import sigv4
 from tests.support.kms.faults import Fault, Faults
 from tests.support.kms.keys import KeyStore, KmsFailure
+from tests.support.ports import bound
 
 REGION = "eu-central-1"
 ACCESS_KEY = "AKIATESTTESTTESTTEST"
@@ -36,7 +37,8 @@ class KmsServer:
         self.calls: Counter[str] = Counter()
         self.connections = 0
         self.at_once = self.most_at_once = 0
-        self.port = 0
+        self._place = bound()
+        self.port = self._place.getsockname()[1]
         self._tls = tls
         self._wires: set[_Wire] = set()
         self._loop = uvloop.new_event_loop()
@@ -60,6 +62,7 @@ class KmsServer:
     ) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._place.close()
 
     def hold(self) -> None:
         """From now on answer nothing until `release`. What has come in is counted in `calls`."""
@@ -80,8 +83,7 @@ class KmsServer:
         asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def _listen(self) -> None:
-        self._listener = await self._loop.create_server(lambda: _Wire(self), "127.0.0.1", self.port, ssl=self._tls)
-        self.port = self._listener.sockets[0].getsockname()[1]
+        self._listener = await self._loop.create_server(lambda: _Wire(self), sock=bound(self.port), ssl=self._tls)
 
     async def _stop_listening(self) -> None:
         assert self._listener is not None

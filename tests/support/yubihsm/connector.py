@@ -8,6 +8,8 @@ import threading
 from contextlib import suppress
 from typing import Self
 
+from tests.support.ports import bound
+
 from .codes import MAX_FRAME
 from .device import Device, TransportFault
 
@@ -23,7 +25,9 @@ class Connector:
     """Serves one device until `stop`; may be started again on the same port. Several may serve one device."""
 
     def __init__(self, device: Device, port: int = 0) -> None:
-        self.device, self.port = device, port
+        self.device = device
+        self._place = bound(port)
+        self.port = self._place.getsockname()[1]
         self._listener: socket.socket | None = None
         self._lock = threading.Lock()
         self._connections: dict[socket.socket, threading.Thread] = {}
@@ -40,13 +44,14 @@ class Connector:
 
     def __exit__(self, *_exc: object) -> None:
         self.stop()
+        self._place.close()
 
     def start(self) -> None:
         """Listen. Idempotent."""
         if self._listener is not None:
             return
-        self._listener = socket.create_server(("127.0.0.1", self.port), backlog=64)
-        self.port = self._listener.getsockname()[1]
+        self._listener = bound(self.port)
+        self._listener.listen(64)
         self._acceptor = threading.Thread(
             target=self._accept, args=(self._listener,), name=f"yubihsm-connector-{self.port}"
         )
