@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import pytest
-from tests.support.chaos import CHAOS, copy_of, needs_chaos
-from tests.support.cloudhsm import ADDRESSES, ADMIN, ADMIN_PASSWORD, CLUSTERS, SIGNER, SIGNER_PASSWORD, Cluster
+from tests.support.chaos import needs_chaos
+from tests.support.cloudhsm import ADMIN, ADMIN_PASSWORD, CLUSTERS, SIGNER, SIGNER_PASSWORD, Cluster
 from tests.support.loops import one_loop
 from tests.support.managers import opened
 from tests.support.size import crossed
@@ -42,10 +41,6 @@ ISOLATIONS = ("thread", "process")
 def cluster(fresh_token, tmp_path):
     """One cluster with a key of each algorithm."""
     return Cluster(tmp_path, fresh_token(*KEYS))
-
-
-def mapped(path):
-    return str(path) in Path("/proc/self/maps").read_text()
 
 
 def plane(config, **options):
@@ -186,25 +181,6 @@ async def test_a_refused_administrator_is_tried_once_and_signing_goes_on(cluster
         assert await manager.sign(b"m")
 
 
-@pytest.mark.parametrize("isolation", ISOLATIONS)
-async def test_a_wrong_password_is_refused_once(cluster, isolation):
-    manager = hsmcore.create_key_manager(
-        cluster.provider(settings={"isolation": isolation, "password": "wrong-password"})
-    )
-    with pytest.raises(PinIncorrect, match="Check the plain text at"):
-        await manager.initialize()
-    with pytest.raises(PinIncorrect, match="an earlier initialize"):
-        await manager.initialize()
-    await manager.close()
-
-
-@one_loop
-async def test_pins_are_user_and_password(cluster):
-    settings = load(cluster.provider()).key_manager.config
-    assert settings.resolve_pin() == f"{SIGNER}:{SIGNER_PASSWORD}".encode()
-    assert settings.admin_credentials.resolve_pin() == f"{ADMIN}:{ADMIN_PASSWORD}".encode()
-
-
 # ---- making keys ----
 
 OID, NAME = "06032b6570", "130c656477617264733235353139"
@@ -241,16 +217,6 @@ async def test_the_way_to_make_an_ed25519_key_is_found_and_remembered(fresh_toke
         p256 = await control.generate_key("ecdsa-p256", "third")
         assert p256.algorithm == "ecdsa-p256"
         assert {key.label for key in await control.list_keys()} >= {"first", "second", "third"}
-
-
-@one_loop
-async def test_the_first_refusal_is_raised_when_every_way_fails(fresh_token, tmp_path):
-    cluster = Cluster(tmp_path, fresh_token(), curves={"refused": [OID, NAME]})
-    async with plane(cluster.provider()) as control:
-        with pytest.raises(hsmcore.HsmError) as caught:
-            await control.generate_key("ed25519", "none")
-        assert caught.value.ckr_name == "CKR_CURVE_NOT_SUPPORTED"
-        assert [key.label for key in await control.list_keys()] == [cluster.token.keys["ed25519"].label]
 
 
 @one_loop
@@ -332,15 +298,6 @@ async def test_a_library_that_is_configured_for_another_cluster_is_refused(clust
     assert caught.value.path == f"$.sequencer.keyManager.config.{path}"
 
 
-@one_loop
-@pytest.mark.parametrize("endpoint", [*ADDRESSES, "hsm.example.internal"])
-async def test_a_library_that_may_be_configured_for_this_cluster_is_used(cluster, endpoint):
-    cluster.write_client(cluster_id=CLUSTERS[0], region="us-east-1")
-    settings = {"isolation": "thread", "clusterEndpoint": endpoint, "region": "us-east-1"}
-    async with opened(cluster.provider(settings=settings)) as manager:
-        assert await manager.sign(b"m")
-
-
 # ---- what comes and goes ----
 
 
@@ -358,13 +315,3 @@ async def test_a_new_key_that_another_hsm_does_not_know_yet_is_waited_for(cluste
             assert manager.public_key == (await made).public_key
         with pytest.raises(KeyNotFound, match="key share"):
             await manager.set_current_key_id("cd" * 16)
-
-
-@one_loop
-async def test_the_library_is_not_in_this_process(fresh_token, tmp_path):
-    copied = copy_of(CHAOS, tmp_path)
-    cluster = Cluster(tmp_path, fresh_token(), module=copied, profileDir=str(CHAOS.parent / "profiles"))
-    async with opened(cluster.provider(settings={"isolation": "process"})) as manager:
-        await manager.sign(b"m")
-        await manager.generate_key()
-        assert not mapped(copied)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from functools import partial
 
 import orjson
 import pytest
@@ -19,10 +18,9 @@ from tests.support.managers import start, until
 from tests.support.size import crossed
 
 from hsmcore.config import load
-from hsmcore.errors import EngineClosed, HostUnusable, MemberDown, ModuleBusy, error_of
+from hsmcore.errors import EngineClosed, HostUnusable, MemberDown
 from hsmcore.members.control import ControlPlane, plane
 from hsmcore.members.control import process as control_process
-from hsmcore.members.control.wire import error_to_json, unpack
 
 pytestmark = pytest.mark.integration
 
@@ -202,45 +200,6 @@ def answering(tmp_path, monkeypatch, *answers, then="exec sleep 30"):
     python.write_text("\n".join(["#!/bin/sh", "read -r greeting", *lines, then, ""]))
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
-
-
-ERROR = orjson.loads(orjson.dumps(error_to_json(error_of("BUSY", ckr=5))))
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "no JSON",
-        "null",
-        "[]",
-        "{}",
-        '{"answer": 1}',
-        '{"result": "x", "note": "C_Sign"}',
-        '{"note": 7}',
-        '{"result": 7}',
-        '{"error": "BUSY"}',
-        '{"error": {}}',
-        *(orjson.dumps({"error": {**ERROR, name: {}}}).decode() for name in ERROR),
-        *(orjson.dumps({"error": {**ERROR, "status": status}}).decode() for status in ("", "NO_SUCH_STATUS")),
-        orjson.dumps({"error": {**ERROR, "more": 1}}).decode(),
-    ],
-)
-def test_an_answer_of_another_form_ends_the_child(tmp_path, monkeypatch, answer):
-    answering(tmp_path, monkeypatch, answer)
-    child = control_process.Child(os.environ)
-    with pytest.raises(control_process.ChildLost, match="nonsense"):
-        child.call("x", None, partial(unpack, str), 10.0)
-    assert child._process.poll() is not None
-    child.close()
-
-
-def test_an_error_that_fits_is_raised_and_the_child_goes_on(tmp_path, monkeypatch):
-    answering(tmp_path, monkeypatch, orjson.dumps({"error": ERROR}).decode(), '{"result": "x"}')
-    with control_process.Child(os.environ) as child:
-        with pytest.raises(ModuleBusy):
-            child.call("x", None, partial(unpack, str), 10.0)
-        assert child.call("x", None, partial(unpack, str), 10.0) == "x"
-        child.kill()
 
 
 def test_an_answer_without_an_end_ends_the_child(tmp_path, monkeypatch):

@@ -19,8 +19,6 @@ import hsmcore
 from hsmcore import _native
 from hsmcore.config import load
 from hsmcore.errors import (
-    EngineClosed,
-    EngineForked,
     KeyAmbiguous,
     KeyNotFound,
     ModuleMissing,
@@ -104,52 +102,6 @@ DATA = 0
 """CKO_DATA."""
 
 
-def test_each_call_is_the_one_of_its_name(settings, admin):
-    module = Calls(settings.module_path, announce=(made := list[str]()).append)
-    info = module.info()
-    assert (info.cryptoki[0], "SoftHSM" in info.manufacturer, info.library[0]) == (2, True, 2)
-    [slot] = [one for one in module.slots() if module.token(one).label == settings.token_label]
-    with admin.session("looking") as session:
-        shown = session.token
-    token = module.token(slot)
-    assert (token.slot_id, token.serial, token.label) == (slot, shown.serial.decode(), shown.label)
-    assert (token.manufacturer, token.model) == (shown.manufacturer_id, shown.model)
-    assert token.flags == int(shown.flags)
-    assert "SoftHSM slot" in token.slot_description
-    assert (token.max_sessions, token.sessions is None or token.sessions > 0) == (0, True)
-    assert token.firmware == tuple(shown.firmware_version)
-    assert module.mechanism_flags(slot, Mechanism.EDDSA) & 0x800, "CKF_SIGN"
-    assert module.mechanism_flags(slot, 0x7FFFFFFF) is None
-    with pytest.raises(CkrError, match="C_GetTokenInfo returned 0x3"):
-        module.token(slot + 99)
-
-    session = module.open(slot, read_write=True)
-    assert module.logged_in(session), "as the whole process is"
-    assert {"C_GetInfo", "C_GetSlotList", "C_GetTokenInfo", "C_GetSlotInfo", "C_OpenSession"} < {*made}
-    value = ctypes.create_string_buffer(b"value", 5)
-    template = {Attribute.CLASS: bytes(ctypes.c_ulong(DATA)), Attribute.LABEL: b"many"}
-    items = [
-        module.create_object(session, {**template, Attribute.VALUE: (ctypes.addressof(value), 5)}) for _ in range(130)
-    ]
-    other = module.create_object(session, {**template, Attribute.LABEL: b"one", Attribute.VALUE: b"another"})
-    assert sorted(module.find(session, DATA, b"many")) == sorted(items)
-    assert module.find(session, DATA, b"one") == [other]
-    assert module.find(session, DATA, b"none") == module.find(session, int(ObjectClass.CERTIFICATE), b"one") == []
-    assert module.attribute(session, items[0], Attribute.VALUE) == b"value"
-    assert module.attribute(session, other, Attribute.VALUE, 7) == b"another"
-    assert module.attribute(session, other, Attribute.VALUE, 6) is None
-    assert module.attribute(session, other, Attribute.EC_POINT) is None
-    module.destroy(session, other)
-    assert module.find(session, DATA, b"one") == []
-    assert made[-3:] == ["C_FindObjectsInit", "C_FindObjects", "C_FindObjectsFinal"]
-    with pytest.raises(CkrError, match="C_GetAttributeValue"):
-        module.attribute(session, other, Attribute.VALUE)
-    module.close(session)
-    with pytest.raises(CkrError, match="C_GetSessionInfo returned 0xb3"):
-        module.logged_in(session)
-    module.close(session)  # it is gone: no error
-
-
 def test_a_session_for_reading_writes_nothing(settings, admin):
     module, template = (
         Calls(settings.module_path),
@@ -207,15 +159,6 @@ def test_a_key_may_get_an_id_and_ids_must_be_unique_to_be_used(admin):
     with admin.session("cleaning") as session:
         for twin in list(session.get_objects({Attribute.ID: b"\x01\x02"})):
             twin.destroy()
-
-
-def test_an_id_that_is_given_must_be_free(admin):
-    record = GenerateKey("ed25519", "taken", b"\x01\x03").run(admin)[0]
-    with admin.session("looking") as session:
-        keys.require_free(session, b"\x01\x04")
-        with pytest.raises(ControlError, match="0103 is on the token already"):
-            keys.require_free(session, b"\x01\x03")
-    Destroy(record.id).run(admin)
 
 
 def test_a_new_id_is_none_that_has_a_meaning_or_a_key(admin, monkeypatch):
@@ -305,18 +248,6 @@ def test_a_token_that_does_not_enforce_deactivation_says_so(admin, monkeypatch):
 
 
 # ---- backups ----
-
-
-def test_a_backup_brings_a_p256_key_back(admin):
-    record = GenerateKey("ecdsa-p256", "kept safe", extractable=True).run(admin)[0]
-    backup = ExportWrapped(record.id, "wrapper-1").run(admin)
-    with pytest.raises(ControlError, match="on the token already"):
-        ImportWrapped(backup).run(admin)
-    Destroy(record.id).run(admin)
-    assert ImportWrapped(backup).run(admin) == record
-    assert _native.verify("ecdsa-p256", record.public_key, b"message", low_s(sign(admin, record, b"message")))
-    assert ExportWrapped(record.id, "wrapper-1").run(admin)  # it may be backed up again
-    Destroy(record.id).run(admin)
 
 
 def test_a_deactivated_key_comes_back_deactivated(admin):
@@ -487,42 +418,6 @@ def test_a_locked_pin_is_not_tried(settings, monkeypatch):
 # ---- the event loop ----
 
 
-def test_calls_run_on_one_thread_of_their_own_while_the_loop_goes_on(settings, monkeypatch):
-    threads, release = [], threading.Event()
-
-    def slow(_verb, _admin):
-        threads.append(threading.current_thread().name)
-        return release.wait(10)
-
-    async def work(plane):
-        monkeypatch.setattr(ListKeys, "run", slow)
-        calls = [asyncio.create_task(plane.list_keys()) for _ in range(2)]
-        for _ in range(50):
-            await asyncio.sleep(0.001)
-        assert len(threads) == 1  # the second waits for the first
-        release.set()
-        assert await asyncio.gather(*calls) == [True, True]
-
-    on_plane(settings, work)
-    assert set(threads) == {"hsmcore-control-token"}
-
-
-def test_a_plane_that_is_closed_or_belongs_to_the_parent(settings):
-    async def run():
-        plane = ControlPlane.for_settings(settings, log_in=True)
-        assert await plane.list_keys()  # opens by itself
-        plane._process += 1
-        with pytest.raises(EngineForked):
-            await plane.list_keys()
-        plane._process -= 1
-        await plane.close()
-        await plane.close()
-        with pytest.raises(EngineClosed):
-            await plane.list_keys()
-
-    asyncio.run(run())
-
-
 def test_a_token_that_cannot_be_opened_leaves_nothing_open(settings):
     async def run():
         plane = ControlPlane(TokenAccess(settings.module_path, TokenSelector(label="elsewhere")))
@@ -571,27 +466,3 @@ def test_beside_a_signing_engine(folder, settings, monkeypatch):
                 monkeypatch.setattr(TokenAdmin, "_logged_in", lambda *one: late.pop() if late else see(*one))
 
     asyncio.run(run())
-
-
-def test_the_key_manager_rotates_through_it(folder, settings):
-    async def run():
-        async with hsmcore.create_key_manager(str(folder.config)) as manager:
-            old = await manager.get_current_key_id()
-            new = await manager.generate_key()
-            await manager.set_current_key_id(new)
-            assert await manager.verify(b"m", await manager.sign(b"m"), key_id=new)
-            await manager.deactivate_key(new)
-            with pytest.raises(hsmcore.KeyDeactivated):
-                await manager.sign(b"m")
-            await manager.set_current_key_id(old)
-            assert await manager.verify(b"m", await manager.sign(b"m"))
-            with pytest.raises(KeyNotExportable):
-                await manager.export_key_backup(old)
-            return new
-
-    new = asyncio.run(run())
-    with TokenAdmin(
-        TokenAccess(settings.module_path, TokenSelector(label=settings.token_label)), pin=settings.resolve_pin
-    ) as admin:
-        assert [key.can_sign for key in ListKeys().run(admin) if key.id == new] == [False]
-        Destroy(new).run(admin)

@@ -20,7 +20,6 @@ from hsmcore.members.control import KeyNotExportable
 pytestmark = pytest.mark.integration
 
 SPECS = {"ECC_NIST_EDWARDS25519": "ed25519", "ECC_NIST_P256": "ecdsa-p256", "ECC_SECG_P256K1": "ecdsa-secp256k1"}
-OTHER_REGION = "us-west-2"
 
 
 async def refusal(given: dict, kind: type[hsmcore.HsmError]) -> hsmcore.HsmError:
@@ -260,15 +259,6 @@ async def test_an_endpoint_that_is_not_there_is_a_member_down(kms):
     assert "endpointUrl" in error.hint
 
 
-def test_what_is_missing_says_how_to_install_it(monkeypatch):
-    from hsmcore.providers.kms import aws
-
-    monkeypatch.setattr(aws, "NEEDED", ("boto3", "no_such_package"))
-    manager = hsmcore.create_key_manager({"keyManager": {"type": "aws-kms", "config": {"keyId": "alias/x"}}})
-    with pytest.raises(hsmcore.ModuleMissing, match=r"no_such_package.*pip install 'boto3>="):
-        asyncio.run(manager.initialize())
-
-
 # ---- what goes wrong in use ------------------------------------------------------------------------------------------
 
 
@@ -331,21 +321,6 @@ async def test_permanent_failures_are_not_retried(kms, name, kind):
         assert caught.value.call == "kms:Sign"
         assert kms.calls["Sign"] == 1
         assert is_good("ed25519", manager.public_key, b"x", await manager.sign(b"x"))
-
-
-@one_loop
-async def test_requests_that_wait_for_credentials_are_signed_with_new_ones(kms):
-    async with opened(config(kms, kms.store.make(), maxCacheSize=0)) as manager:
-        kms.calls.clear()
-        kms.secrets = {"AKIARENEWEDRENEWED00": "another"}
-        waiting = [start(manager.sign(b"%d" % number, 60)) for number in range(20)]
-        await until(lambda: kms.calls["Sign"] > 8)  # as many as there may be at once, and the one that asks
-        assert not any(task.done() for task in waiting)
-        # From the SDK, as after a renewal.
-        client = manager._path.member._client
-        client.credentials = client.credentials._replace(access_key="AKIARENEWEDRENEWED00", secret_key="another")
-        for number, signature in enumerate(await asyncio.gather(*waiting)):
-            assert is_good("ed25519", manager.public_key, b"%d" % number, signature)
 
 
 async def test_a_lost_connection_fails_no_request(kms):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.kms import SECRET_KEY, KmsServer, config, set_credentials
+from tests.support.kms import KmsServer, config, set_credentials
 from tests.support.levels import QUICK
 from tests.support.loops import one_loop
 from tests.support.managers import opened, until
@@ -139,48 +139,11 @@ async def test_temporary_credentials_are_renewed_by_the_sdk(kms, issue, tmp_path
 
 
 @one_loop
-async def test_renewal_goes_on_after_the_sdk_raised_something_unheard_of(kms, issue, monkeypatch, caplog):
-    monkeypatch.setattr(kms_member, "RENEW_SECONDS", 0.02)
-    issue("ASIAFIRST")
-    kms.secrets = {"ASIAFIRST": "temporary", "ASIASECOND": "temporary"}
-    async with opened(config(kms, kms.store.make(), maxCacheSize=0)) as manager:
-        issue("ASIAEXPIRED", minutes=-5)  # botocore raises a RuntimeError
-        await until(lambda: "cannot be renewed" in caplog.text)
-        assert "RuntimeError" in caplog.text
-        assert "temporary" not in caplog.text
-        issue("ASIASECOND")
-        await until(lambda: manager._path.member._client.credentials.access_key == "ASIASECOND")
-        assert is_good("ed25519", manager.public_key, b"x", await manager.sign(b"x"))
-
-
-@one_loop
 async def test_expired_credentials_at_the_start_are_an_error_of_ours(kms, issue):
     issue("ASIAEXPIRED", minutes=-5)
     with pytest.raises(hsmcore.AccessDenied, match="RuntimeError"):
         await hsmcore.create_key_manager(config(kms, kms.store.make())).initialize()
     assert not kms.calls
-
-
-@one_loop
-async def test_a_member_whose_credentials_are_refused_at_the_start_joins_later(kms, tmp_path, monkeypatch):
-    with KmsServer() as elsewhere:
-        kms.faults.error("AccessDeniedException", None)
-        async with opened(two_levels(kms, elsewhere, tmp_path)) as manager:
-            assert (await manager.sign_with_receipt(b"x", 5)).level == "secondary"
-            await until(lambda: manager.members()[0].condition in ("ready", "ramping"))
-
-
-@one_loop
-async def test_a_manager_that_was_refused_may_be_initialized_again(kms, monkeypatch):
-    set_credentials(monkeypatch, "AKIANOBODYNOBODYNOBO")
-    manager = hsmcore.create_key_manager(config(kms, kms.store.make()))
-    with pytest.raises(hsmcore.AccessDenied) as caught:
-        await manager.initialize()
-    assert "AWS SDK" in caught.value.hint
-    set_credentials(monkeypatch)
-    async with manager:
-        assert is_good("ed25519", manager.public_key, b"x", await manager.sign(b"x"))
-    assert SECRET_KEY not in repr(caught.value)
 
 
 # ---- the clock -------------------------------------------------------------------------------------------------------
@@ -206,13 +169,6 @@ async def test_a_clock_that_is_off_refuses_no_request(kms, ahead, caplog):
 
 
 @one_loop
-async def test_a_start_with_a_clock_that_is_off_starts(kms):
-    kms.faults.clock_ahead = 600.0
-    async with opened(config(kms, kms.store.make())) as manager:
-        assert is_good("ed25519", manager.public_key, b"x", await manager.sign(b"x"))
-
-
-@one_loop
 async def test_a_wrong_secret_is_not_taken_for_a_wrong_clock(kms, monkeypatch):
     set_credentials(monkeypatch, secret_key="another one")
     kms.faults.clock_ahead = 600.0
@@ -235,17 +191,6 @@ async def test_requests_beyond_the_share_wait_in_the_order_in_which_they_came(km
         await asyncio.gather(*(manager.sign(message, 30) for message in messages))
         assert loop.time() - begun >= 28 / 50, "never faster, whatever the machine"
         assert [message for _, message in signed] == messages
-
-
-@one_loop
-async def test_what_waited_for_the_share_to_its_deadline_took_nothing_of_it(kms):
-    given = config(kms, kms.store.make(), {"maxPerSecond": 1}, maxCacheSize=0)
-    async with opened(given) as manager:  # its proof took the first place
-        kms.calls.clear()
-        await asyncio.gather(*(manager.sign(b"%d" % n, 0.05) for n in range(9)), return_exceptions=True)
-        assert kms.calls["Sign"] <= 1
-        assert is_good("ed25519", manager.public_key, b"x", await manager.sign(b"x", 30))
-        assert kms.calls["Sign"] <= 2
 
 
 @one_loop

@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import pytest
 from tests.integration.test_doctor import failures, probed, step
-from tests.support.kms import config, set_credentials
+from tests.support.kms import config
 
 from hsmcore.providers.kms import aws
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.mark.parametrize("spec", ["ECC_NIST_EDWARDS25519", "ECC_NIST_P256"])
-def test_a_good_key(kms, spec):
-    key = kms.store.make(spec)
-    report = probed(config(kms, key))
-    assert failures(report) == [], report
-    assert kms.url in step(report, "endpoint").found
-    assert (report.identity.key_id, report.identity.public_key) == (key.arn, key.raw_public.hex())
 
 
 def test_software_that_signing_needs_is_missed_here_too(kms, monkeypatch):
@@ -60,10 +51,3 @@ def test_a_clock_that_is_off_is_said(kms):
     assert failures(report) == []
     assert step(report, "endpoint").outcome == "warn"
     assert "clock and that of" in step(report, "endpoint").found
-
-
-def test_without_a_region_or_credentials_nothing_is_sent(kms, monkeypatch):
-    assert failures(probed(config(kms, kms.store.make(), {"region": None}))) == ["credentials"]
-    set_credentials(monkeypatch, None)
-    assert failures(probed(config(kms, kms.store.make()))) == ["credentials"]
-    assert not kms.calls

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 from tests.integration.test_kms_credentials import two_levels
-from tests.support.kms import KmsServer, config
-from tests.support.levels import QUICK
+from tests.support.kms import KmsServer
 from tests.support.loops import one_loop
 from tests.support.managers import opened, until
-from tests.support.verifiers import is_good
 
 import hsmcore
 
@@ -41,36 +38,6 @@ async def test_a_key_that_kms_says_is_out_of_use_fails_over_and_comes_back(kms, 
         key.state = "Enabled"
         await until(lambda: manager.members()[0].condition in ("ready", "ramping"))
         assert (await manager.sign_with_receipt(b"after", 5)).public_key == key.raw_public
-
-
-async def test_a_replica_signs_all_while_the_other_one_is_disabled(kms, elsewhere, tmp_path):
-    """One multi-Region key: two members of one level."""
-    key = kms.store.make()
-    twin = replace(key)
-    twin.private = key.private
-    elsewhere.store.keys[twin.id] = twin
-    members = [config(server, key.id)["keyManager"] | {"name": f"region {server.url}"} for server in (kms, elsewhere)]
-    rules = {"maxCacheSize": 0, "stateFile": str(tmp_path / "state.db"), "failover": {**QUICK, "primary": members}}
-    async with opened({"keyManager": rules}) as manager:
-        key.state = "Disabled"
-        for number in range(10):
-            messages = [b"%d %d" % (number, one) for one in range(10)]
-            for message, signature in zip(
-                messages, await asyncio.gather(*(manager.sign(message, 5) for message in messages)), strict=True
-            ):
-                assert is_good("ed25519", key.raw_public, message, signature)
-
-
-async def test_a_key_that_is_out_of_use_at_the_start_joins_later(kms, elsewhere, tmp_path):
-    given = two_levels(kms, elsewhere, tmp_path)
-    key = kms.store.find(given["keyManager"]["config"]["keyId"])
-    async with opened(given) as manager:
-        assert (await manager.sign_with_receipt(b"m", 5)).level == "primary"
-    key.state = "Disabled"
-    async with opened(given) as manager:
-        assert (await manager.sign_with_receipt(b"x", 5)).level == "secondary"
-        key.state = "Enabled"
-        await until(lambda: manager.members()[0].condition in ("ready", "ramping"))
 
 
 async def test_what_kms_only_throttles_is_signed_elsewhere_within_its_deadline(kms, elsewhere, tmp_path):

@@ -7,14 +7,10 @@ import os
 import subprocess
 
 import pytest
-from tests.support.chaos import Chaos, Wrapped, needs_chaos
 from tests.support.loops import one_loop
-from tests.support.managers import counters, opened
+from tests.support.managers import opened
 from tests.support.nss import KEYS, Nss, make_nss
 from tests.support.terminal import PROGRAM
-
-import hsmcore
-from hsmcore.errors import PinIncorrect
 
 
 @pytest.fixture(scope="module")
@@ -26,19 +22,6 @@ def nss(tmp_path_factory: pytest.TempPathFactory) -> Nss:
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("terminal")]
 
 
-@pytest.mark.parametrize("isolation", ["thread", "process"])
-@pytest.mark.parametrize("key", KEYS)
-@one_loop
-async def test_it_signs(nss, key, isolation):
-    async with opened(nss.config(key, isolation=isolation, verifySignatures="always")) as manager:
-        messages = [os.urandom(size) for size in (1, 63, 64, 1232, 9000)] * 10
-        signatures = await manager.sign_many(messages)
-        assert all(nss.is_good(key, *pair) for pair in zip(messages, signatures, strict=True))
-        assert await manager.verify(messages[0], signatures[0])
-        assert not await manager.verify(messages[1], signatures[0])
-        assert counters(manager)["recoveries"] == {}
-
-
 @one_loop
 async def test_it_is_recognized_without_being_named(nss):
     config = nss.config("ed25519")
@@ -46,41 +29,6 @@ async def test_it_is_recognized_without_being_named(nss):
     async with opened(config) as manager:
         assert manager._path.member.engine.token()["quirks"] == "nss"
         assert nss.is_good("ed25519", b"x", await manager.sign(b"x"))
-
-
-@one_loop
-async def test_a_wrong_pin_is_refused_once(nss, tmp_path):
-    wrong = tmp_path / "pin"
-    wrong.touch(mode=0o600)
-    wrong.write_text("not it")
-    manager = hsmcore.create_key_manager(nss.config("ed25519", pin={"file": str(wrong)}))
-    for _attempt in range(2):
-        with pytest.raises(PinIncorrect) as caught:
-            await manager.initialize()
-    assert "another attempt" in str(caught.value)
-    async with opened(nss.config("ed25519")) as manager:
-        assert nss.is_good("ed25519", b"x", await manager.sign(b"x"))
-
-
-@needs_chaos
-@pytest.mark.parametrize("action", ["logout", "kill-all-sessions", "wrong-signature"])
-@pytest.mark.parametrize("key", KEYS)
-@one_loop
-async def test_it_recovers(nss, tmp_path, key, action):
-    chaos = Chaos(tmp_path, Wrapped(nss.module, nss.settings(key)))
-    settings = {"moduleArgs": f"{chaos.args} args={nss.args}", "verifySignatures": "always"}
-    async with opened(chaos.config(settings=settings)) as manager:
-        assert nss.is_good(key, b"before", await manager.sign(b"before"))
-        # After a logout NSS says CKR_HOST_MEMORY, which of any other token would be the end of it.
-        chaos.fault("C_Sign" if action == "wrong-signature" else "C_SignInit", action)
-        for number in range(20):
-            message = f"{action} {number}".encode()
-            assert nss.is_good(key, message, await manager.sign(message))
-        assert sum(counters(manager)["recoveries"].values()) >= 1
-        if action == "logout":
-            assert "RELOGIN" in counters(manager)["recoveries"]
-            assert chaos.calls("C_Login") == 2
-        assert chaos.stats()["skipped"] == 0
 
 
 def test_a_key_for_key_agreement_is_not_shown_as_one_that_signs(tmp_path):

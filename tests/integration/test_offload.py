@@ -75,19 +75,6 @@ def prepared(request: pytest.FixtureRequest) -> None:
 # ---- signatures ------------------------------------------------------------------------------------------------------
 
 
-async def test_signatures_are_good_and_receipts_name_the_member(anywhere):
-    async with opened(anywhere.config()) as manager:
-        receipt = await manager.sign_with_receipt(b"a transfer")
-        assert is_good("ed25519", manager.public_key, b"a transfer", receipt.signature)
-        assert (receipt.key_id, receipt.public_key) == (await manager.get_current_key_id(), manager.public_key)
-        assert (receipt.cached, receipt.level) == (False, "primary")
-        batch = [b"%d" % n for n in range(50)]
-        for message, signature in zip(batch, await manager.sign_many(batch), strict=True):
-            assert is_good("ed25519", manager.public_key, message, signature)
-        assert await manager.verify(b"a transfer", receipt.signature)
-        assert counters(manager)["signatures"] == 51
-
-
 @pytest.mark.parametrize("algorithm", ["ecdsa-p256", "ecdsa-secp256k1"])
 async def test_ecdsa_is_over_sha_256_and_not_cached(place, algorithm):
     async with opened(place.config(algorithm, maxCacheSize=10)) as manager:
@@ -298,36 +285,7 @@ async def test_cancelled_requests_that_queue_are_not_begun(place):
         assert counters(manager)["cancelled"] == 13
 
 
-async def test_a_failed_batch_fails_once(place):
-    async with opened(place.config()) as manager:
-        place.hold()
-        batch = start(manager.sign_many([b"%d" % n for n in range(10)], timeout=0.05))
-        with pytest.raises(hsmcore.DeadlineExceeded):
-            await batch
-        place.release()
-        await settle(manager)
-
-
 # ---- the end ---------------------------------------------------------------------------------------------------------
-
-
-async def test_closing_answers_all_requests(place):
-    async with opened(place.config()) as manager:
-        place.hold()
-        tasks = [start(manager.sign(b"%d" % n)) for n in range(10)]
-        await until(lambda: counters(manager)["busy"] == 2)
-        closing = start(manager.close())
-        await asyncio.sleep(0.01)
-        with pytest.raises(hsmcore.EngineClosed):
-            await manager.sign(b"too late")
-        place.release()
-        for n, signature in enumerate(await asyncio.gather(*tasks)):
-            assert is_good("ed25519", await key_of(manager), b"%d" % n, signature)
-        await closing
-
-
-async def key_of(manager: hsmcore.KeyManager) -> bytes:
-    return manager.keys()[0].public_key
 
 
 async def test_retiring_a_key_refuses_what_is_queued(place):

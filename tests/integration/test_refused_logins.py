@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 from tests.support.chaos import Chaos, engine_of, send_signal, wrap
 from tests.support.loops import one_loop
-from tests.support.managers import becomes, opened, until
+from tests.support.managers import becomes, opened
 from tests.support.terminal import PROGRAM
 from tests.support.zygote import CLI, Forked
 
@@ -96,13 +96,6 @@ def test_it_is_sent_once_whichever_command_runs(site, isolation):
         assert WRONG not in ran.stdout + ran.stderr
         if number:
             assert "not sent again" in ran.stdout + ran.stderr
-    assert site.logins == 1
-
-
-def test_doctor_remembers_it_too(site):
-    assert site.run("doctor").returncode == 1
-    assert site.logins == 1
-    assert "not sent again" in site.run("sign", "--text", "m").stderr
     assert site.logins == 1
 
 
@@ -231,19 +224,6 @@ async def refuses(manager):
 
 
 @one_loop
-async def test_a_pin_that_was_changed_on_the_token_and_in_its_file_needs_no_restart(site):
-    site.give(site.token.pin)
-    async with opened(site.config({"isolation": "process"})) as manager:
-        assert await manager.sign(b"m")
-        site.token.change_pin("another-pin")
-        site.give("another-pin")
-        assert send_signal(engine_of(manager).host_pid, signal.SIGKILL)
-        await becomes(lambda: signs(manager))
-        assert site.logins == 2
-    assert not load(site.config()).key_manager.refused_logins.exists()
-
-
-@one_loop
 async def test_a_pin_that_was_changed_on_the_token_alone_is_refused_once_and_the_new_one_ends_it(site):
     site.give(site.token.pin)
     async with opened(site.config({"isolation": "process"})) as manager:
@@ -256,38 +236,6 @@ async def test_a_pin_that_was_changed_on_the_token_alone_is_refused_once_and_the
         assert site.logins == 2
         site.give("another-pin")
         await becomes(lambda: signs(manager))
-        assert site.logins == 3
-
-
-@one_loop
-async def test_an_operator_ends_a_refusal_of_a_host_process_too(site):
-    site.give(site.token.pin)
-    config, before = site.config({"isolation": "process"}), site.token.pin
-    async with opened(config) as manager:
-        site.token.change_pin("another-pin")
-        assert send_signal(engine_of(manager).host_pid, signal.SIGKILL)
-        await becomes(lambda: refuses(manager))
-        site.token.change_pin(before)
-        [member] = [provider.name for _, provider in load(config).key_manager.members()]
-        done = await asyncio.to_thread(site.run, "failover", "readmit", member, "--reason", "put back", config=config)
-        assert done.returncode == 0, done.stderr
-        await becomes(lambda: signs(manager))
-        assert site.logins == 3
-
-
-@one_loop
-async def test_a_member_of_a_level_comes_back_with_its_new_pin(site, world, tmp_path):
-    site.give(site.token.pin)
-    second = {"type": "softhsm", "config": world.config()["sequencer"]["keyManager"]["config"]}
-    failover = {"secondary": [second], "acceptOtherKeys": ["secondary"], "primaryRetryIntervalMs": 100}
-    async with opened(site.config({"isolation": "process"}, failover=failover)) as manager:
-        site.token.change_pin("another-pin")
-        [first, _] = manager.members()
-        assert send_signal(first.member.engine.host_pid, signal.SIGKILL)
-        await until(lambda: manager.members()[0].condition == "fenced")
-        assert "PIN" in manager.members()[0].reason
-        site.give("another-pin")
-        await until(lambda: manager.members()[0].condition == "ready")
         assert site.logins == 3
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 from tests.support.loops import one_loop
-from tests.support.managers import counters, opened, until
+from tests.support.managers import counters, opened
 from tests.support.verifiers import is_good
-from tests.support.yubihsm import Algorithm, Capability, Command
+from tests.support.yubihsm import Capability
 from tests.support.yubihsm.rig import ADMIN, DOMAIN, KEY_ID, PASSWORDS, SIGNER
 
 import hsmcore
-from hsmcore.errors import HsmError, KeyDeactivated, KeyNotFound, LoginError, PinIncorrect, RequestRejected
+from hsmcore.errors import HsmError, KeyNotFound, LoginError, RequestRejected
 from hsmcore.members.control import ControlPlane
 from hsmcore.members.control.backup import ExportWrapped, ImportWrapped
 from hsmcore.members.control.faults import ControlError, KeyNotExportable
@@ -20,29 +18,6 @@ from hsmcore.members.control.faults import ControlError, KeyNotExportable
 pytestmark = pytest.mark.integration
 
 isolations = pytest.mark.parametrize("isolation", [pytest.param("thread", marks=pytest.mark.deep), "process"])
-ALGORITHMS = {
-    "ed25519": Algorithm.ED25519,
-    "ecdsa-p256": Algorithm.EC_P256,
-    "ecdsa-secp256k1": Algorithm.EC_K256,
-}
-
-
-@isolations
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-@one_loop
-async def test_it_signs(yubihsm, algorithm, isolation):
-    rig = yubihsm(algorithm=ALGORITHMS[algorithm])
-    async with opened(rig.config(settings={"isolation": isolation})) as manager:
-        assert manager.public_key == rig.public_key
-        messages = [os.urandom(size) for size in (1, 31, 32, 64, 1232, 3000)] * 5
-        signatures = await manager.sign_many(messages)
-        for message, signature in zip(messages, signatures, strict=True):
-            assert is_good(algorithm, rig.public_key, message, signature)
-        assert counters(manager)["recoveries"] == {}
-        # One command for each signature, and one that proved the key at the start.
-        done = rig.device.counts
-        assert done[Command.SIGN_EDDSA] + done[Command.SIGN_ECDSA] == len(messages) + 1
-    assert rig.device.sessions == {}
 
 
 @one_loop
@@ -56,19 +31,6 @@ async def test_it_is_recognized_without_being_named(rig):
 
 
 # ---- refused at the start --------------------------------------------------------------------------------------------
-
-
-@isolations
-@one_loop
-async def test_a_wrong_password_is_tried_once(rig, isolation):
-    wrong = {"password": {"file": rig.password_file("not the password")}, "isolation": isolation}
-    manager = hsmcore.create_key_manager(rig.config(settings=wrong))
-    for _attempt in range(2):
-        with pytest.raises(PinIncorrect) as caught:
-            await manager.initialize()
-        assert not caught.value.retryable
-        assert "not the password" not in repr(caught.value)
-    assert rig.device.openings == {SIGNER: 1}
 
 
 @isolations
@@ -88,15 +50,6 @@ async def test_a_user_that_does_not_exist_is_refused_and_tried_once(rig, isolati
             await control.list_keys()
     await control.close()
     assert rig.device.openings == {0x0777: 2}
-
-
-@isolations
-@one_loop
-async def test_a_key_that_is_not_there(rig, isolation):
-    with pytest.raises(KeyNotFound):
-        async with opened(rig.config(settings={"isolation": isolation, "keyId": "0065"})):
-            pass
-    assert rig.device.sessions == {}
 
 
 @one_loop
@@ -142,19 +95,6 @@ async def test_a_message_that_the_device_cannot_take_is_that_request_s_fault(rig
 # ---- keys ------------------------------------------------------------------------------------------------------------
 
 
-@isolations
-@one_loop
-async def test_a_new_key_signs(rig, isolation):
-    async with opened(rig.config(ADMIN, settings={"isolation": isolation})) as manager:
-        key_id = await manager.generate_key()
-        assert len(bytes.fromhex(key_id)) == 2
-        await manager.set_current_key_id(key_id)
-        assert manager.public_key != rig.public_key
-        assert is_good("ed25519", manager.public_key, b"new", await manager.sign(b"new"))
-    # No "meta object" was made beside it, of which the device holds only so many: users and keys are all there is.
-    assert {stored.kind.name for stored in rig.device.store} == {"AUTHENTICATION_KEY", "ASYMMETRIC_KEY"}
-
-
 @one_loop
 async def test_generations_of_keys_have_labels_that_fit(rig):
     async with opened(rig.config(ADMIN)) as manager:
@@ -177,52 +117,6 @@ async def test_the_signing_user_cannot_make_keys(rig, isolation):
         assert (caught.value.ckr_name, caught.value.retryable) == ("CKR_FUNCTION_REJECTED", False)
         assert len(rig.device.store) == before
         assert is_good("ed25519", rig.public_key, b"x", await manager.sign(b"x"))
-
-
-@isolations
-@one_loop
-async def test_a_deactivated_key_signs_no_more_though_the_device_would(rig, isolation):
-    told = []
-    async with opened(rig.config(ADMIN, settings={"isolation": isolation})) as manager:
-        manager.on("key-deactivated", told.append)
-        await manager.deactivate_key(f"{KEY_ID:04x}")
-        with pytest.raises(KeyDeactivated):
-            await manager.sign(b"x")
-    assert [details["enforced"] for details in told] == [False]
-
-
-@isolations
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-@one_loop
-async def test_backup_destroy_restore_sign(yubihsm, algorithm, isolation):
-    rig = yubihsm(algorithm=ALGORITHMS[algorithm])
-    key_id = f"{KEY_ID:04x}"
-    async with opened(rig.config(ADMIN, settings={"isolation": isolation})) as manager:
-        control = manager._path.member.control
-        backup = await manager.export_key_backup(key_id)
-        secret = next(stored.secret for stored in rig.device.store if stored.id == KEY_ID)
-        assert secret.hex().encode() not in backup
-        [before] = await control.list_keys()
-        await control.destroy(key_id)
-        with pytest.raises(HsmError):
-            await manager.sign(b"gone")
-        restored = await control.do(ImportWrapped(backup))
-        assert restored == before
-        await until_good(manager, algorithm, rig.public_key)
-        with pytest.raises(ControlError, match="already"):
-            await control.do(ImportWrapped(backup))
-
-
-async def until_good(manager, algorithm, public_key):
-    """Sign until it succeeds: the member may be tried again only some time after its last failure."""
-    while True:
-        try:
-            signature = await manager.sign(b"again")
-        except HsmError:
-            await until(lambda: counters(manager)["in_flight"] == 0)
-        else:
-            assert is_good(algorithm, public_key, b"again", signature)
-            return
 
 
 @one_loop

@@ -59,29 +59,6 @@ async def test_the_connector_goes_and_comes_back_under_load(rig, isolation):
 
 @isolations
 @one_loop
-async def test_a_connector_that_is_down_fails_the_start(rig, isolation):
-    rig.connector.stop()
-    config = rig.config(settings={"isolation": isolation})
-    with pytest.raises(HsmError):
-        async with opened(config):
-            pass
-    rig.connector.start()
-    async with opened(config) as manager:
-        await signs(manager, b"x")
-
-
-@isolations
-@one_loop
-async def test_the_device_is_unplugged_and_plugged_in_again(rig, isolation):
-    async with opened(rig.config(settings={"isolation": isolation})) as manager:
-        await signs(manager, b"before")
-        rig.device.power_cycle()
-        await until_it_signs(manager)
-        assert len(rig.device.sessions) == 1
-
-
-@isolations
-@one_loop
 async def test_a_session_that_expired_is_replaced_unseen(rig, isolation):
     async with opened(rig.config(settings={"isolation": isolation})) as manager:
         for number in range(3):

@@ -107,36 +107,6 @@ static void a_header_that_was_overwritten_is_written_again(void) {
     free_area(area, fd);
 }
 
-static void the_order_of_requests_is_kept(void) {
-    int fd = -1;
-    hsm_area *area = make_area(4, 1, 1, &fd);
-    uint32_t slot = 99;
-    uint64_t head = 0;
-    uint64_t tail = 0;
-    CHECK(!hsm_area_claim(area, &slot));
-    CHECK(!hsm_area_take(area, head, &slot));
-    for (uint32_t round = 0; round < 10; round++) {
-        for (uint32_t i = 0; i < 4; i++) { /* as many as there are slots: the ring is full and none is lost */
-            hsm_area_publish(area, tail++, (i + round) % 4);
-        }
-        CHECK_INT(hsm_area_queued(area), ==, 0); /* not before the tail says so */
-        atomic_store(&area->shared->request_tail, tail);
-        CHECK_INT(hsm_area_queued(area), ==, 4);
-        for (uint32_t i = 0; i < 4; i++) {
-            REQUIRE(hsm_area_claim(area, &slot));
-            CHECK_INT(slot, ==, (i + round) % 4);
-            hsm_area_complete(area, slot);
-        }
-        CHECK(!hsm_area_claim(area, &slot));
-        for (uint32_t i = 0; i < 4; i++) {
-            REQUIRE(hsm_area_take(area, head++, &slot));
-            CHECK_INT(slot, ==, (i + round) % 4);
-        }
-        CHECK(!hsm_area_take(area, head, &slot));
-    }
-    free_area(area, fd);
-}
-
 /* A head beyond the tail is no request: a worker that reads an old tail beside a new head, or a process that writes
  * what it likes, must not have places claimed that were never published. */
 static void a_head_beyond_the_tail_is_an_empty_ring(void) {
@@ -437,7 +407,6 @@ static const struct test tests[] = {
     TEST(regions_do_not_overlap),
     TEST(the_other_side_adds_no_seal),
     TEST(a_header_that_was_overwritten_is_written_again),
-    TEST(the_order_of_requests_is_kept),
     TEST(a_head_beyond_the_tail_is_an_empty_ring),
     TEST(no_request_is_lost_or_doubled),
     TEST(what_each_request_writes_lies_apart_from_what_each_completion_reads),

@@ -109,36 +109,6 @@ static void slots_are_rounded_up(void) {
     }
 }
 
-static void one_request_there_and_back(void) {
-    hsm_client *client = make_client(4, 64, 0);
-    hsm_completion done;
-    CHECK(!hsm_client_next(client, &done));
-    uint64_t before = hsm_now_ns();
-    uint32_t slot = submit(client, "to be signed", 12);
-    CHECK_INT(hsm_client_free_slots(client), ==, 3);
-    const hsm_slot *request = hsm_area_slot(client->area, slot);
-    CHECK_INT(request->message_len, ==, 12);
-    CHECK_INT(request->key, ==, KEY);
-    CHECK_INT(request->submitted_ns, >=, before);
-    CHECK_BYTES(hsm_area_message(client->area, slot, 12), "to be signed", 12);
-
-    CHECK_INT(serve(client, 0x33), ==, slot);
-    REQUIRE(hsm_client_next(client, &done));
-    CHECK_INT(done.slot, ==, slot);
-    CHECK_INT(done.key, ==, KEY);
-    CHECK_STATUS(done.status, HSM_OK);
-    CHECK_INT(done.queue_ns, ==, 11);
-    CHECK_INT(done.hsm_ns, ==, 22);
-    CHECK_INT(done.signature_len, ==, HSM_MAX_SIGNATURE);
-    CHECK_INT(done.signature[0], ==, 0x33);
-    CHECK_INT(done.signature[63], ==, 0x33);
-    CHECK(!hsm_client_next(client, &done));
-    CHECK_INT(hsm_client_free_slots(client), ==, 3); /* until it is released */
-    hsm_client_release(client, slot);
-    CHECK_INT(hsm_client_free_slots(client), ==, 4);
-    hsm_client_free(client);
-}
-
 static void the_oldest_request_is_found_wherever_the_ring_is(void) {
     hsm_client *client = make_client(4, 16, 0);
     for (uint64_t turn = 1; turn <= 9; turn++) {
@@ -156,76 +126,6 @@ static void the_oldest_request_is_found_wherever_the_ring_is(void) {
         }
         CHECK_INT(hsm_area_oldest(client->area), ==, 0);
     }
-    hsm_client_free(client);
-}
-
-static void a_full_queue_says_so_and_loses_nothing(void) {
-    hsm_client *client = make_client(8, 16, 0);
-    uint32_t slots[8];
-    bool seen[8] = {false};
-    uint64_t before = hsm_now_ns();
-    for (uint8_t i = 0; i < 8; i++) {
-        slots[i] = submit(client, &i, 1);
-        CHECK(!seen[slots[i]]);
-        seen[slots[i]] = true;
-    }
-    uint32_t slot;
-    uint64_t deadline;
-    for (int i = 0; i < 3; i++) {
-        CHECK_STATUS(hsm_client_submit(client, KEY, (const uint8_t *)"x", 1, 0, &slot, &deadline), HSM_QUEUE_FULL);
-    }
-    hsm_stats stats;
-    hsm_client_stats(client, &stats);
-    CHECK_INT(stats.queued, ==, 8);
-    CHECK_INT(stats.oldest_queued_ns, >, 0);
-    CHECK_INT(stats.oldest_queued_ns, <=, hsm_now_ns() - before);
-    for (uint8_t i = 0; i < 8; i++) {
-        CHECK_INT(serve(client, i), ==, slots[i]);
-    }
-    CHECK_STATUS(hsm_client_submit(client, KEY, (const uint8_t *)"x", 1, 0, &slot, &deadline), HSM_QUEUE_FULL);
-    hsm_completion done;
-    for (uint8_t i = 0; i < 8; i++) {
-        REQUIRE(hsm_client_next(client, &done));
-        CHECK_INT(done.slot, ==, slots[i]);
-        CHECK_INT(done.signature[0], ==, i);
-        CHECK_INT(hsm_area_message(client->area, done.slot, 1)[0], ==, i);
-        hsm_client_release(client, done.slot);
-    }
-    CHECK_INT(hsm_client_free_slots(client), ==, 8);
-    hsm_client_free(client);
-}
-
-static void a_message_may_be_as_long_as_configured(void) {
-    static const uint32_t lengths[] = {1, 64, HSM_INLINE_MESSAGE, HSM_INLINE_MESSAGE + 1, 70000, HSM_MAX_MESSAGE};
-    uint8_t *message = malloc(HSM_MAX_MESSAGE + 1);
-    REQUIRE(message != NULL);
-    for (size_t i = 0; i <= HSM_MAX_MESSAGE; i++) {
-        message[i] = (uint8_t)(i * 31 + i / 251);
-    }
-    for (size_t i = 0; i < COUNT_OF(lengths); i++) {
-        hsm_client *client = make_client(2, lengths[i], 0);
-        uint32_t slot;
-        uint64_t deadline;
-        CHECK_STATUS(hsm_client_submit(client, KEY, message, lengths[i] + 1U, 0, &slot, &deadline),
-                     HSM_MESSAGE_TOO_LARGE);
-        CHECK_STATUS(hsm_client_submit(client, KEY, message, SIZE_MAX, 0, &slot, &deadline), HSM_MESSAGE_TOO_LARGE);
-        CHECK_INT(hsm_client_free_slots(client), ==, 2);
-        uint32_t first = submit(client, message, lengths[i]);
-        uint32_t second = submit(client, message + 1, lengths[i]);
-        CHECK_BYTES(hsm_area_message(client->area, first, lengths[i]), message, lengths[i]);
-        CHECK_BYTES(hsm_area_message(client->area, second, lengths[i]), message + 1, lengths[i]);
-        hsm_client_free(client);
-    }
-    free(message);
-}
-
-static void an_empty_message_is_a_message(void) {
-    hsm_client *client = make_client(2, 16, 0);
-    uint32_t slot = submit(client, "", 0);
-    CHECK_INT(hsm_area_slot(client->area, slot)->message_len, ==, 0);
-    /* Bindings give NULL for an empty buffer. */
-    slot = submit(client, NULL, 0);
-    CHECK_INT(hsm_area_slot(client->area, slot)->message_len, ==, 0);
     hsm_client_free(client);
 }
 
@@ -456,17 +356,6 @@ static void a_client_that_is_awake_is_told_what_waits(void) {
     int timer_fd;
     hsm_client_wake_fds(client, &event_fd, &timer_fd);
     CHECK(readable(event_fd, 0)); /* the next wake comes */
-    hsm_client_free(client);
-}
-
-static void requests_that_nobody_has_begun_are_counted(void) {
-    hsm_client *client = make_client(4, 1, 0);
-    CHECK_INT(hsm_client_queued(client), ==, 0);
-    (void)submit(client, "x", 1);
-    (void)submit(client, "y", 1);
-    CHECK_INT(hsm_client_queued(client), ==, 2);
-    (void)serve(client, 1);
-    CHECK_INT(hsm_client_queued(client), ==, 1);
     hsm_client_free(client);
 }
 
@@ -712,11 +601,7 @@ static void a_slot_given_back_wrongly_is_not_used(void) {
 static const struct test tests[] = {
     TEST(options_are_checked),
     TEST(slots_are_rounded_up),
-    TEST(one_request_there_and_back),
     TEST(the_oldest_request_is_found_wherever_the_ring_is),
-    TEST(a_full_queue_says_so_and_loses_nothing),
-    TEST(a_message_may_be_as_long_as_configured),
-    TEST(an_empty_message_is_a_message),
     TEST(a_deadline_is_a_point_in_time),
     TEST(cancelling_marks_and_reuse_unmarks),
     TEST(a_batch_is_published_at_its_end),
@@ -729,7 +614,6 @@ static const struct test tests[] = {
     TEST(clearing_never_blocks_whatever_the_descriptors_are_set_to),
     TEST(an_urgent_wake_overtakes_a_deferred_one),
     TEST(a_client_that_is_awake_is_told_what_waits),
-    TEST(requests_that_nobody_has_begun_are_counted),
     TEST(a_worker_that_was_preempted_does_not_trust_an_alarm_that_has_gone_off),
     TEST(a_wake_in_the_middle_of_clearing_is_not_swallowed),
     TEST(a_wake_after_clearing_is_a_new_one),

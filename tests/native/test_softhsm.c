@@ -196,17 +196,6 @@ static void a_logout_by_others_is_mended(void) {
     intercept_end();
 }
 
-static void sessions_closed_by_others_are_mended(void) {
-    intercept_begin(softhsm.module_path);
-    struct fixture f = begin(2, "ed25519");
-    CHECK_INT(intercept.real->C_CloseAllSessions(softhsm_slot_of(intercept.real, TOKEN_LABEL)), ==, CKR_OK);
-    hsm_completion done = finish(&f, submit_text(&f, "text", 0));
-    CHECK_STATUS(done.status, HSM_OK);
-    CHECK_STATUS(check_signature(&f, "text", &done), HSM_OK);
-    fixture_end(&f);
-    intercept_end();
-}
-
 /* The key is gone and another one answers to its label and id: nothing may be signed with that. */
 static void a_key_that_was_exchanged_signs_nothing(void) {
     intercept_begin(softhsm.module_path);
@@ -246,7 +235,6 @@ static const struct test tests[] = {
     TEST(a_place_that_changes_hands_under_load),
     TEST(stopping_under_load_answers_everything),
     TEST(a_logout_by_others_is_mended),
-    TEST(sessions_closed_by_others_are_mended),
     TEST(a_key_that_was_exchanged_signs_nothing),
 };
 

@@ -59,7 +59,6 @@ def test_the_child_knows_them_all():
     program = "from hsmcore.members.control import child; print(*child.VERBS)"
     known = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
     assert {kind.__name__ for kind in kinds} == set(known)
-    assert len(kinds) == len(known) == 19
 
 
 def _is_verb(kind):
@@ -72,12 +71,6 @@ def test_no_argument_is_in_a_verb_s_text(kind):
     for text in (repr(verb), str(verb), f"{verb}", repr([verb])):
         assert SECRET not in text.lower()
         assert repr(bytes.fromhex(SECRET))[2:-1] not in text
-
-
-@EVERY
-def test_verbs_cannot_be_changed(kind):
-    assert kind.__dataclass_params__.frozen
-    assert not hasattr(value_of(kind), "__dict__")
 
 
 @EVERY

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.support.managers import until
 from tests.support.size import share
 
-from hsmcore._native import Histogram, Journal
+from hsmcore._native import Journal
 from hsmcore.errors import (
     DeadlineExceeded,
     EngineClosed,
@@ -246,20 +246,6 @@ async def test_a_retired_key_fails_no_request_of_another():
     assert await engine.stop(5) == 0
 
 
-@given(st.integers(0, 2**40))
-def test_times_fall_into_the_native_buckets(ns):
-    """native/src/hist.c, written down once more."""
-    if ns < 16:
-        upper = ns
-    else:
-        octave = ns.bit_length() - 1
-        step = ns >> (octave - 4) & 15
-        upper = (16 + step << octave - 4) + (1 << octave - 4) - 1
-    histogram = Histogram()
-    histogram.add(ns)
-    assert histogram.rows() == [(upper, 1)]
-
-
 # ---- each error is the request's own -------------------------------------------------------------------------------
 
 
@@ -373,37 +359,6 @@ async def test_stopping_answers_what_waits_to_be_taken(tmp_path):
             await leader
 
 
-async def test_calls_after_the_stop_and_of_runners_without_a_request_reach_nothing():
-    """A call may outlast the engine, so may a task that proves a key: rings and table are gone."""
-    engine = engine_for(Backend(2, 0))
-    for runner in (0, 1, 2, 2**32 - 1):
-        engine.end(runner, bytes(64))
-        assert not engine.overran(runner)
-        assert engine.begin(runner) is None
-    stays = engine.submit(b"x")
-    for result in (None, bytearray(64), bytes(63)):  # what is no signature is handed to nobody
-        engine.end(0, result)
-    assert await stays == answer_for(0, b"x")
-    assert await engine.stop(5) == 0
-    for runner in (0, 1, 2, 2**32 - 1):
-        engine.end(runner, bytes(64))
-        assert not engine.overran(runner)
-        assert engine.begin(runner) is None
-    engine._sweep()
-    engine._drain()
-    engine.deliver()
-    engine.lose("TOKEN_LOST")
-    engine.retire_key(0)
-    assert not engine.signs_with(0)
-    for refused in (
-        lambda: engine.add_key("ed25519", bytes(32)),
-        lambda: engine.submit(b"x"),
-        lambda: engine.serve(1, 0, lambda: None),
-    ):
-        with pytest.raises(EngineClosed):
-            refused()
-
-
 async def test_an_engine_that_is_stopped_is_not_recorded(tmp_path):
     """A member may be stopped while it is opened: the journal would tell its engine of what is written."""
     with stalled(tmp_path) as journal:
@@ -416,12 +371,3 @@ async def test_an_engine_that_is_stopped_is_not_recorded(tmp_path):
         await until(lambda: journal.written == 1)
         journal._ready()
         journal.detach()
-
-
-async def test_an_engine_is_not_recorded_in_a_journal_that_is_closed(tmp_path):
-    with stalled(tmp_path) as journal:
-        pass
-    engine = engine_for(Backend(1, 0))
-    with pytest.raises(EngineClosed):
-        engine.record_in(journal)
-    assert await engine.stop(5) == 0

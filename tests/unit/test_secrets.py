@@ -14,7 +14,6 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -81,10 +80,6 @@ def test_a_variable_and_a_file_give_the_same(
         assert resolved == expected
 
 
-def test_plain_text_is_taken_as_it_is() -> None:
-    assert Secret.plain("grüße\n").resolve() == "grüße\n".encode()
-
-
 def test_each_caller_gets_its_own_copy_to_wipe() -> None:
     secret = Secret.plain("1234")
     first = secret.resolve()
@@ -123,51 +118,6 @@ def test_a_group_readable_file_is_warned_about(tmp_path: Path, caplog: pytest.Lo
     caplog.clear()
     assert Secret.file(str(secret_file(tmp_path, b"1234", 0o400))).resolve() == b"1234"
     assert not caplog.text
-
-
-def test_a_mode_that_a_platform_has_set_comes_with_what_to_do_there(tmp_path: Path) -> None:
-    """Kubernetes: the file of a volume is a link through ..data, with mode 0644 unless told otherwise."""
-    (tmp_path / "..2026_11_28").mkdir()
-    secret_file(tmp_path / "..2026_11_28", b"1234", 0o644)
-    (tmp_path / "..data").symlink_to("..2026_11_28")
-    (tmp_path / "pin").symlink_to("..data/pin")
-    with pytest.raises(SecretUnavailable, match="as its volume is mounted") as caught:
-        Secret.file(str(tmp_path / "pin")).resolve()
-    assert "defaultMode: 0400" in caught.value.hint
-    assert "chmod" not in str(caught.value)
-
-
-def test_a_mode_on_a_read_only_file_system_is_not_for_chmod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = secret_file(tmp_path, b"1234", 0o444)
-    real = os.fstatvfs
-    monkeypatch.setattr(os, "fstatvfs", lambda fd: SimpleNamespace(f_flag=real(fd).f_flag | os.ST_RDONLY))
-    with pytest.raises(SecretUnavailable, match="as its volume is mounted") as caught:
-        Secret.file(str(path)).resolve()
-    assert "mode: 0400" in caught.value.hint
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="makes files of root's and reads them as another user")
-@pytest.mark.parametrize(
-    ("owner", "group", "mode", "warned"),
-    [(0, 4711, 0o440, False), (0, 4711, 0o460, True), (4711, 4711, 0o440, True), (0, 4712, 0o440, None)],
-)
-def test_the_group_of_a_file_of_roots_may_be_how_it_is_read(
-    tmp_path: Path, owner: int, group: int, mode: int, warned: bool | None
-) -> None:
-    """As Kubernetes mounts secrets with an fsGroup. None: it cannot be read at all."""
-    path = secret_file(tmp_path, b"1234", mode)
-    os.chown(path, owner, group)
-    tmp_path.chmod(0o711)
-    program = (
-        "import os\n"
-        "from hsmcore.config.secret import Secret\n"
-        "os.setgroups([]); os.setgid(4711); os.setuid(4711)\n"
-        "Secret.file('pin').resolve()\n"
-    )
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (done.returncode == 0) is (warned is not None), done.stderr
-    assert ("open to its group" in done.stderr + done.stdout) is bool(warned)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes files of root's and reads them as another user")
@@ -403,49 +353,7 @@ def test_a_file_that_does_not_parse_does_not_show_its_secrets(text: str, tmp_pat
     assert "HUNTER2" not in "".join(traceback.format_exception(caught.value))
 
 
-def test_references_can_be_pickled_and_compared(tmp_path: Path) -> None:
-    config = load(softhsm(pin={"file": str(tmp_path / "pin")}))
-    copied = pickle.loads(pickle.dumps(config))  # noqa: S301
-    assert copied == config
-    assert pin_of(copied).where == "$.keyManager.config.pin"
-    aws = load(softhsm(pin={"awsSecretsManager": {"secretId": "a"}}))
-    assert pickle.loads(pickle.dumps(aws)) == aws  # noqa: S301
-    assert aws.redacted()["keyManager"]["config"]["pin"] == {"awsSecretsManager": {"secretId": "a"}}
-    assert Secret.plain("a") == Secret.plain("a")
-    assert Secret.plain("a") != Secret.plain("b")
-    assert Secret.env("A") != Secret.file("A")
-    assert Secret.env("A") != "A"
-    assert len({Secret.env("A"), Secret.env("A"), Secret.file("A")}) == 2
-
-
 # ---- the log's own line of defence -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "key",
-    [
-        "pin",
-        "PIN",
-        "userPin",
-        "so_pin",
-        "password",
-        "dbPassword",
-        "clientSecret",
-        "private_key",
-        "apiKey",
-        "seed",
-        "puk",
-    ],
-)
-def test_names_that_look_secret(key: str) -> None:
-    assert log.looks_secret(key)
-
-
-@pytest.mark.parametrize(
-    "key", ["spinMicros", "pinned", "tokenLabel", "keyId", "public_key", "key", "opinion", "path", "", "secretary"]
-)
-def test_names_that_do_not(key: str) -> None:
-    assert not log.looks_secret(key)
 
 
 def test_a_secret_that_is_logged_by_mistake_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
@@ -476,29 +384,12 @@ def _log_a_failure(**event: object) -> None:
         log.get_logger().exception("failed", **event)
 
 
-def test_the_command_line_logs_json_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    log.configure(json=True, level="warning")
-    log.get_logger().info("hidden by its level")
-    _log_a_failure(pin="zq-1234", where=Path("/x"))
-    captured = capsys.readouterr()
-    assert not captured.out
-    event = json.loads(captured.err)
-    assert (event["event"], event["level"], event["pin"], event["where"]) == ("failed", "error", log.DROPPED, "/x")
-    assert "RuntimeError: broken after 7 digits" in event["exception"]
-    assert "zq-1234" not in captured.err
-
-
 def test_the_command_line_logs_for_a_person_without_local_variables(capsys: pytest.CaptureFixture[str]) -> None:
     log.configure(level=logging.DEBUG)
     _log_a_failure()
     captured = capsys.readouterr()
     assert "broken after 7 digits" in captured.err
     assert "zq-1234" not in captured.out + captured.err
-
-
-def test_an_unknown_level_is_refused() -> None:
-    with pytest.raises(ValueError, match="unknown log level 'LOUD'"):
-        log.configure(level="LOUD")
 
 
 def test_what_a_file_was_read_into_is_wiped(tmp_path, monkeypatch):
