@@ -141,6 +141,42 @@ def test_a_file_of_another_user_is_said_to_be_that(tmp_path: Path, folder_mode: 
     assert f"{place} belongs to root (mode {mode}), and this process runs as uid 4711. Give what" in done.stdout
 
 
+def test_a_mode_that_a_platform_has_set_comes_with_what_to_do_there(tmp_path: Path) -> None:
+    """Kubernetes: the file of a volume is a link through ..data, with mode 0644 unless told otherwise."""
+    (tmp_path / "..2026_11_28").mkdir()
+    secret_file(tmp_path / "..2026_11_28", b"1234", 0o644)
+    (tmp_path / "..data").symlink_to("..2026_11_28")
+    (tmp_path / "pin").symlink_to("..data/pin")
+    with pytest.raises(SecretUnavailable, match="as its volume is mounted") as caught:
+        Secret.file(str(tmp_path / "pin")).resolve()
+    assert "defaultMode: 0400" in caught.value.hint
+    assert "chmod" not in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes files of root's and reads them as another user")
+@pytest.mark.parametrize(
+    ("owner", "group", "mode", "warned"),
+    [(0, 4711, 0o440, False), (0, 4711, 0o460, True), (4711, 4711, 0o440, True), (0, 4712, 0o440, None)],
+)
+def test_the_group_of_a_file_of_roots_may_be_how_it_is_read(
+    tmp_path: Path, owner: int, group: int, mode: int, warned: bool | None
+) -> None:
+    """As Kubernetes mounts secrets with an fsGroup. None: it cannot be read at all."""
+    path = secret_file(tmp_path, b"1234", mode)
+    os.chown(path, owner, group)
+    tmp_path.chmod(0o711)
+    program = (
+        "import os\n"
+        "from hsmcore.config.secret import Secret\n"
+        "os.setgroups([]); os.setgid(4711); os.setuid(4711)\n"
+        "Secret.file('pin').resolve()\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) is (warned is not None), done.stderr
+    assert ("open to its group" in done.stderr + done.stdout) is bool(warned)
+
+
 def test_what_is_no_readable_file_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(SecretUnavailable, match="cannot be opened: No such file"):
         Secret.file(str(tmp_path / "absent")).resolve()
