@@ -124,8 +124,7 @@ NEAR: Final[dict[str, tuple[str, ...]]] = {
         **{f"recovery/{name}.py": _RECOVERY for name in ("hold", "marks", "reconcile", "restore", "state_backup")},
         "recovery/interchange.py": ("tests/unit/test_fleet_interchange.py", "tests/integration/test_log_rebuild.py"),
         "recovery/key_domains.py": ("tests/integration/test_key_domains.py",),
-        "recovery/own_store.py": ("tests/integration/test_token_notes.py",),
-        "recovery/token_notes.py": ("tests/integration/test_token_notes.py",),
+        "recovery/own_store.py": ("tests/integration/test_state_identity.py",),
         "recovery/witness.py": (
             "tests/integration/test_log_rebuild.py",
             "tests/integration/test_witness_forged.py",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from mmap import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -14,16 +13,13 @@ from hsmcore.cli import positions
 from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.output import BadUsage, fail, fields, plain, print_fields, progress_bar, table, when
 from hsmcore.cli.settings import RequiredReason, misconfigured
-from hsmcore.errors import HsmError
 
 if TYPE_CHECKING:
     from hsmcore.base.places import BackupPlace
     from hsmcore.config import Config
-    from hsmcore.members.control import ControlPlane
     from hsmcore.state import Store
     from hsmcore.state.backup import BackupStatement
     from hsmcore.state.database import Told
-    from hsmcore.state.register import Entry
 
 app = typer.Typer()
 PathArgument = Annotated[str, typer.Argument(metavar="PATH", help="A backup: a file, or s3://bucket/prefix/name.")]
@@ -194,44 +190,20 @@ def begin(
 
     Example: hsmcore state begin 5c0fae23d9bd… --reason "the disk is gone, and the chain is at 4711"
     """
+    from hsmcore.recovery.own_store import register
     from hsmcore.state.register import identify
 
     rules = cli.config.key_manager
     if rules.fleet is not None or not rules.keeps_state:
         raise misconfigured(rules.where, "keeps nothing in a state store of this host")
     with cli.recorded("state begin", reason=reason, public_key=_key(key)) as entry:
-        before = _begun(cli, _key(key))
+        before = register().begin(_key(key), rules.state_path, first=rules.require_state)
         if rules.require_state:
             cli.on_state(lambda store: store.run(identify), absent="made")
         former = entry["previous"] = None if before is None else str(before.store)
     shown = {"publicKey": key, "store": rules.state_name, "formerStore": former, "reason": reason}
     text = f"the store at {rules.state_name} may begin"
     cli.show(shown, text if former is None else f"{text}; {former} no longer counts for the key")
-
-
-def _begun(cli: Invocation, key: bytes) -> Entry | None:
-    """Say so in the register, and on the key's token. Returns what was said before."""
-    from hsmcore.recovery import token_notes
-    from hsmcore.recovery.own_store import register
-    from hsmcore.state import StoreError
-
-    rules = cli.config.key_manager
-    begin = partial(register().begin, key, rules.state_path, first=rules.require_state)
-
-    async def work(token: ControlPlane) -> Entry | None:
-        before, fresh = begin(told=(await token_notes.told([token], [key])).get(key))
-        if refusal := await token_notes.note([token], fresh):
-            cli.note(f"the token does not say so: {refusal}")
-        return before
-
-    if token_notes.is_due(rules) and token_notes.keeps(rules.own.config):
-        try:
-            return cli.on_token(work)
-        except StoreError:
-            raise
-        except HsmError as error:
-            cli.note(f"the token was not asked, and does not say so: {error}")
-    return begin()[0]
 
 
 def _reconciled(cli: Invocation, reason: str, *, ring_compared: bool) -> dict[str, Any]:

@@ -45,8 +45,6 @@ class ProbeQuestion:
     """Whether new keys are made and sealed outside of the token (keyRotation.keyCeremony)."""
     shares: bool
     """Whether a new key has to get to other tokens too (keyRotation, with several PKCS#11 members)."""
-    noted: list[bytes]
-    """The public keys whose state store this host knows, if their token is to know it, too."""
     force_login: bool
     seconds: float
     """Timeout of one signature."""

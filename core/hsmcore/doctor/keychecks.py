@@ -16,15 +16,9 @@ from hsmcore.errors.statuses import STATUSES
 from hsmcore.members.control.curves import algorithm_of_params, decode_point
 from hsmcore.members.control.faults import translated
 from hsmcore.members.control.nearby import near_keys
-from hsmcore.members.control.notes import label_of
 from hsmcore.members.control.quirks import NO_COPY_HINT
 
 _CANDIDATES: Final = 64
-_NO_NOTE: Final = (
-    "Each start of a key manager tries to write it, and logs why not: the login may not make data objects (a YubiHSM's "
-    "wants put-opaque), or the token has none. Without it, name stateFile and set requireState where the home may be "
-    "lost."
-)
 
 
 def check_key(context: ProbeContext) -> Iterator[Step]:
@@ -159,19 +153,6 @@ def check_privileges(context: ProbeContext) -> Iterator[Step]:
     else:
         hint = "Least privilege: where the vendor can, give the signing user the right to sign and no other."
         yield warn("privileges", f"as far as the token shows, the login may {rights} keys", hint, **data)
-    yield from _note(context)
-
-
-def _note(context: ProbeContext) -> Iterator[Step]:
-    key = context.key.public_key
-    if key is None or key not in context.question.noted or not context.quirks.keeps_notes:
-        return
-    with translated("looking for the note of the key", context.question.member):
-        found = context.calls.find(context.session, ObjectClass.DATA, label_of(key))
-    if found:
-        yield ok("state-note", "the token says which state store is the key's")
-    else:
-        yield warn("state-note", "the token does not say which state store is the key's: only this user does", _NO_NOTE)
 
 
 def check_backup(context: ProbeContext) -> Iterator[Step]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import time
@@ -32,8 +31,6 @@ from hsmcore.members.control.records import TokenAccess, TokenRecord, TokenSelec
 from hsmcore.members.control.refused import RefusedLogins
 from hsmcore.members.control.wire import pack, unpack, unpack_fields
 from hsmcore.members.supervisor import HOST_PROGRAM
-from hsmcore.recovery.own_store import register
-from hsmcore.recovery.token_notes import is_due, keeps
 
 _SIGN_SHARE: Final = 0.8
 """The share of a check's time that a signature gets, so that the child reports a hanging C_Sign before it is killed."""
@@ -178,7 +175,6 @@ def _question(subject: Subject, settings: Pkcs11Settings) -> ProbeQuestion:
         backup_is_required=rotation is None or rotation.backup_policy == "require",
         shares=rotation is not None and _tokens(subject) > 1,
         seals=rotation is not None and rotation.key_ceremony is not None,
-        noted=_noted(subject),
         force_login=subject.options.force_login,
         seconds=subject.options.timeout * _SIGN_SHARE,
     )
@@ -190,13 +186,6 @@ def _tokens(subject: Subject) -> int:
     return len(
         {(s.module_path, s.initialize_args, TokenSelector.of(s)) for s in members if isinstance(s, Pkcs11Settings)}
     )
-
-
-def _noted(subject: Subject) -> list[bytes]:
-    rules = subject.config.key_manager
-    due = is_due(rules) and keeps(subject.settings) and subject.level != "emergency"
-    place = Path(os.path.realpath(rules.state_path)) if due else None
-    return [entry.public_key for entry in register().all() if entry.store == place]
 
 
 def _host(subject: Subject, settings: Pkcs11Settings, token: Step) -> Iterator[Step]:

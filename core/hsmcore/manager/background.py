@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
@@ -27,7 +27,6 @@ from hsmcore.state import StoreBusy, StoreError
 if TYPE_CHECKING:
     from hsmcore.manager.notices import NoticeService
     from hsmcore.manager.rotation.service import RotationService
-    from hsmcore.members.control import ControlPlane
     from hsmcore.recovery.marks import Marks
     from hsmcore.recovery.own_store import OwnStore
     from hsmcore.recovery.state_backup import StateBackups
@@ -142,8 +141,7 @@ class BackgroundServices:
         if rules.own.descriptor.ephemeral:
             return
         if self._own is not None:
-            tokens = partial(_tokens_of, path)
-            await self._own.claim(frozenset(version.public_key for version in path.signing()), tokens)
+            await self._own.claim(frozenset(version.public_key for version in path.signing()))
         if rules.fleet is None and rules.active_rotation is None and (self._own is not None or _may_know(rules)):
             await asyncio.to_thread(_require_current, rules, path.signing()[0].public_key)
         if rules.keeps_state or _may_know(rules):
@@ -220,12 +218,6 @@ class BackgroundServices:
     async def close(self) -> None:
         """Stop all services; the next start resumes unfinished work. Idempotent."""
         await self._scope.close()
-
-
-def _tokens_of(path: SigningPath) -> Sequence[ControlPlane]:
-    from hsmcore.recovery.token_notes import tokens_of
-
-    return tokens_of(path.lasting())
 
 
 def _may_know(rules: KeyManagerConfig) -> bool:

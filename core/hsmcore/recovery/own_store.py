@@ -5,17 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Self
 
-from hsmcore.base.scope import Scope
 from hsmcore.config import Config, KeyManagerConfig
 from hsmcore.config.root import default_register
 from hsmcore.errors import KeyMismatch
-from hsmcore.members.control import ControlPlane
-from hsmcore.members.control.plane import CLOSE_SECONDS
-from hsmcore.recovery import token_notes
 from hsmcore.state import Store, StoreBehind, StoreError, presence
 from hsmcore.state.register import Keeper, Register
 from hsmcore.state.sqlite import number_of, successor_in
@@ -27,14 +23,6 @@ def register() -> Register:
         return Register(default_register())
     except RuntimeError:  # a user without a home
         return Register(None)
-
-
-def _unknown(keys: Iterable[bytes]) -> frozenset[bytes]:
-    known, unknown = register(), set[bytes]()
-    for key in keys:
-        with suppress(StoreError):  # the keeper says so
-            unknown |= {key} if known.read(key) is None else set()
-    return frozenset(unknown)
 
 
 def behind_hint(rules: KeyManagerConfig) -> str:
@@ -75,9 +63,6 @@ class OwnStore:
         self.store = store
         self._rules, self._presence = rules, here
         self._keeper: Keeper | None = None
-        self._tokens: Callable[[], Sequence[ControlPlane]] = tuple
-        self._on_tokens = frozenset[bytes]()
-        self._scope = Scope()
         self._end: Callable[[], None] | None = None
 
     @classmethod
@@ -94,16 +79,12 @@ class OwnStore:
             raise
         return cls(store, rules, here)
 
-    async def claim(self, keys: frozenset[bytes], tokens: Callable[[], Sequence[ControlPlane]]) -> None:
-        """Compare with what is known of the keys, before anything is signed with them. `tokens`: those of the running
-        members that may keep notes. Raises StoreBehind for a store that is not the one of a key, or that is empty and
-        may not be, StoreError."""
+    async def claim(self, keys: frozenset[bytes]) -> None:
+        """Compare with what is known of the keys, before anything is signed with them. Raises StoreBehind for a store
+        that is not the one of a key, or that is empty and may not be, StoreError."""
         rules = self._rules
         log, begins = rules.audit_log_file or "", not rules.require_state
-        self._tokens = tokens if token_notes.is_due(rules) else tuple
-        unknown = await asyncio.to_thread(_unknown, keys) if self._tokens() else ()
-        told = await token_notes.told(self._tokens(), unknown) if unknown else {}
-        self._keeper = Keeper(register(), rules.state_path, log, keys, begins=begins, told=told)
+        self._keeper = Keeper(register(), rules.state_path, log, keys, begins=begins)
         self._end = await self.store.keep(self._keeper)
 
     @property
@@ -112,29 +93,16 @@ class OwnStore:
         return 0 if self._keeper is None else self._keeper.number
 
     async def look(self) -> None:
-        """Note what another process has promised in the store; begin to have the tokens say what is noted. Raises
-        StoreBehind, StoreError."""
-        if self._keeper is None:
-            return
-        if not self._keeper.noted:
+        """Note what another process has promised in the store. Raises StoreBehind, StoreError."""
+        if self._keeper is not None and not self._keeper.noted:
             await self.store.run(self._keeper.settle)
-        fresh = {key: entry for key, entry in self._keeper.noted.items() if key not in self._on_tokens}
-        if fresh and (tokens := self._tokens()):
-            self._on_tokens |= fresh.keys()  # a token that refuses is asked again by the next start
-            failed = "no token was told which state store is the key's"
-            self._scope.start(token_notes.note(tokens, fresh.values()), failed=failed)
 
     async def close(self) -> None:
-        """Close the store; the tokens are told of a first promise until then. Idempotent."""
-        if self._keeper is not None and self._keeper.wrote and not self._keeper.noted.keys() <= self._on_tokens:
-            with suppress(StoreError):
-                await self.look()
-            await self._scope.finish(CLOSE_SECONDS)  # a short program has no other moment
+        """Close the store. Idempotent."""
         end, self._end = self._end, None
         if end is not None:
             end()
         try:
-            await self._scope.close()
             await self.store.close()
         finally:
             self._presence.end()

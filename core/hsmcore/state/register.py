@@ -2,9 +2,8 @@
 says. An edited configuration, a moved log or folder must not begin with nothing.
 
 There is a small file for each key, below the user's state folder. It is made once a store keeps a promise for the key,
-before the promise counts: `Keeper`. A start compares. Of a key that the folder does not know, the key's token may know
-more (recovery/token_notes.py). It does not seal: it protects against accidents, and leaves a hostile writer to the seal
-and the audit log. A fleet's database has its own witness.
+before the promise counts: `Keeper`. A start compares. It does not seal: it protects against accidents, and leaves a
+hostile writer to the seal and the audit log. A fleet's database has its own witness.
 """
 
 from __future__ import annotations
@@ -50,8 +49,6 @@ class Entry:
     audit_log: str
     """The log's place when it was noted; "": there was none."""
     noted_ns: int
-    by_token: bool = False
-    """Whether the key's token says so, and this host knew nothing."""
 
     def to_bytes(self) -> bytes:
         """Return what `parsed` reads."""
@@ -60,7 +57,7 @@ class Entry:
 
     def same(self, other: Entry) -> bool:
         """Return whether both name one store."""
-        return replace(self, noted_ns=other.noted_ns, by_token=other.by_token) == other
+        return replace(self, noted_ns=other.noted_ns) == other
 
 
 class Register:
@@ -98,15 +95,12 @@ class Register:
         here = [entry for entry in self.all() if entry.store == Path(os.path.realpath(path))]
         return max(here, key=lambda entry: entry.noted_ns).id if here else 0
 
-    def begin(
-        self, public_key: bytes, path: Path, *, told: Entry | None = None, first: bool = False
-    ) -> tuple[Entry | None, list[Entry]]:
+    def begin(self, public_key: bytes, path: Path, *, first: bool = False) -> Entry | None:
         """Let the store at a place be the one of a key, and of each key of the store that was it, whatever is in it.
-        `told`: what the key's token says, which counts if nothing is known here. Returns the former entry and the new
-        ones; None: there is none, which is an error unless the store is the `first` one."""
-        before = self.read(public_key) or told
+        Returns the former entry; None: there is none, which is an error unless the store is the `first` one."""
+        before = self.read(public_key)
         if before is None and first:
-            return None, []
+            return None
         if before is None:
             raise StoreError(
                 f"no store is known of key {public_key.hex()} in {self.folder}",
@@ -116,10 +110,9 @@ class Register:
             place, now = Path(os.path.realpath(path)), time.time_ns()
             others = [one for one in self.all() if (one.id, one.store) == (before.id, before.store)]
             every = {one.public_key: one for one in (*others, before)}
-            fresh = [replace(one, store=place, id=ANY, noted_ns=now, by_token=False) for one in every.values()]
-            for entry in fresh:
-                self.write(entry)
-        return before, fresh
+            for one in every.values():
+                self.write(replace(one, store=place, id=ANY, noted_ns=now))
+        return before
 
     def write(self, entry: Entry) -> None:
         """Write an entry, atomically and durably."""
@@ -155,7 +148,7 @@ class Register:
 class Keeper:
     """Notes the store of a key manager in the register. Runs in the store's thread, within a transaction, so what is
     promised there counts only once it is noted. `path`: the store's; `log`: the audit log's place, or ""; `begins`:
-    whether it may be an empty one; `told`: what tokens say of keys that the register does not know."""
+    whether it may be an empty one."""
 
     def __init__(
         self,
@@ -165,15 +158,12 @@ class Keeper:
         keys: Iterable[bytes],
         *,
         begins: bool = True,
-        told: Mapping[bytes, Entry],
     ) -> None:
-        self._register, self._begins, self._told = register, begins, told
+        self._register, self._begins = register, begins
         self._path, self._log = Path(os.path.realpath(path)), log
         self._keys = frozenset(keys)
         self.noted: Mapping[bytes, Entry] = {}
         """By key, once a promise was found. Any thread."""
-        self.wrote = False
-        """Whether the register did not know one of them."""
         self.number = 0
         """The id of the store, once it has begun."""
 
@@ -185,7 +175,7 @@ class Keeper:
         known = False
         for key in sorted(self._keys | ring_in(connection)):
             try:
-                entry = self._register.read(key) or self._told.get(key)
+                entry = self._register.read(key)
             except StoreError as error:
                 if promised:
                     raise
@@ -232,7 +222,6 @@ class Keeper:
         self.noted = {**self.noted, **{entry.public_key: entry for entry in fresh}}
 
     def _write(self, fresh: list[Entry]) -> None:
-        self.wrote = True
         try:
             with self._register.turn():
                 for entry in fresh:
@@ -265,11 +254,10 @@ class Keeper:
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(entry.noted_ns / 1e9))
         what = "is a copy of the one" if is_copy else "is not the one"
         that = f"the one with id {entry.id}, and this one has id {own or 'none'}" if here else f"{entry.store}{log}"
-        says = ", says the key's token" if entry.by_token else ""
         name = "Put that one in its place" if here else f'Name that one: "stateFile": "{entry.store}"'
         raise StoreBehind(
             f"state store {self._path}: it {what} that keeps what key {entry.public_key.hex()} has promised: that is "
-            f"{that}, as of {when}{says}",
+            f"{that}, as of {when}",
             hint=f"{name}. Only if it is lost, or this one is to go on in its place: {_command(entry.public_key)}",
         )
 

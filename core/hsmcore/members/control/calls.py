@@ -35,7 +35,6 @@ _PLACES: Final = {
     "C_GetSessionInfo": 15,
     "C_Login": 18,
     "C_CreateObject": 20,
-    "C_DestroyObject": 22,
     "C_GetAttributeValue": 24,
     "C_FindObjectsInit": 26,
     "C_FindObjects": 27,
@@ -262,10 +261,6 @@ class Calls:
         self._call("C_CreateObject", c_ulong(session), array, c_ulong(len(array)), byref(handle))
         del kept
         return handle.value
-
-    def destroy(self, session: int, item: int) -> None:
-        """Erase an object."""
-        self._call("C_DestroyObject", c_ulong(session), c_ulong(item))
 
     def find(self, session: int, class_: int, label: bytes | None = None, identity: bytes | None = None) -> list[int]:
         """Find objects of one class, at most MAX_OBJECTS. The template has no more: see keys.py."""

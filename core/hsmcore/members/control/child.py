@@ -8,7 +8,7 @@ import io
 from typing import IO, Any, cast
 
 from hsmcore.errors import EngineClosed
-from hsmcore.members.control import attest, backup, keys, notes, provision, sealed  # noqa: F401  # they fill VERBS
+from hsmcore.members.control import attest, backup, keys, provision, sealed  # noqa: F401  # they fill VERBS
 from hsmcore.members.control.admin import TokenAdmin
 from hsmcore.members.control.answers import respond
 from hsmcore.members.control.records import TokenAccess

@@ -21,7 +21,6 @@ from hsmcore.errors import HsmError, KeyAmbiguous, MemberDown, ModuleBusy
 from hsmcore.members.control.admin import TokenAdmin
 from hsmcore.members.control.curves import P256_OID, SECP256K1_OID, Algorithm, algorithm_of_params, decode_point, low_s
 from hsmcore.members.control.faults import ControlError, ckr_of, no_such_key
-from hsmcore.members.control.notes import forget
 from hsmcore.members.control.quirks import KeyForm, Quirks
 from hsmcore.members.control.records import Deactivation, KeyRecord
 from hsmcore.members.control.verb import Verb
@@ -245,17 +244,14 @@ class Prove(Verb[bytes]):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Destroy(Verb[None]):
-    """Erase a key pair for good, the private half first, and its note at last."""
+    """Erase a key pair for good, the private half first."""
 
     key_id: str
 
     def run(self, admin: TokenAdmin) -> None:
         with admin.session(f"destroying key {self.key_id}") as session:
             private, public = find_key(session, self.key_id)
-            public_key = describe_key(private, public).public_key
             _destroy(private, public)
-            if public_key is not None:
-                forget(admin, session, public_key)
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -133,12 +133,6 @@ class ControlPlane:
             raise
         thread.join()  # it is idle: this takes microseconds
 
-    @property
-    def keeps_notes(self) -> bool:
-        """Whether the token may keep notes (notes.py). Only a child is to ask for them: a module that refuses an object
-        may hang from then on."""
-        return self._remote is not None and quirks_for(self._access.quirks).keeps_notes
-
     async def do(self, verb: Verb[T]) -> T:
         """Run a verb (verb.py). Raises HsmError."""
         return await self._run(lambda: self._do(verb))

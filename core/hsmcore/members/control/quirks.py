@@ -98,9 +98,6 @@ class Quirks:
     for a key."""
     rights_can_be_fewer: bool = True
     """Whether the vendor can give a user the right to sign and not the right to make or destroy keys."""
-    keeps_notes: bool = True
-    """Whether a note of a key (notes.py) is kept there. A token in files of this host is lost, or copied, with the
-    store that the note would name."""
 
     def wrong_pin_hint(self, secret: str) -> str:
         """The hint after the token refused a PIN; `secret` says where the PIN came from."""
@@ -124,7 +121,6 @@ _TABLE: Final[dict[str, Quirks]] = {
             generating_may_pass=frozenset({0x0D1}),
             cannot_wrap={"ed25519": (2, 7)},
             rights_can_be_fewer=False,
-            keeps_notes=False,
         ),
         # NSS returns too small a size for a wrapped key, and python-pkcs11 gives up.
         Quirks("nss", "Mozilla Foundation", wrap_mechanisms=(), rights_can_be_fewer=False),
