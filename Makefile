@@ -69,7 +69,7 @@ matrix: .venv/.setup-run ## `make quick` of the last commit under each CPython 3
 	    { test -f build/matrix/stories || cp $$copy/build/stories build/matrix; } && diff build/matrix/stories $$copy/build/stories || exit 1; \
 	done
 
-LINTS := lint-types lint-layers lint-typescript lint-rust lint-python lint-c
+LINTS := lint-types lint-layers lint-size lint-typescript lint-rust lint-python lint-c
 
 lint: .venv/.setup-test ## Look at the form and the types of everything, but for clang-tidy
 	@$(TOGETHER) --jobs $(JOBS) $(LINTS)
@@ -80,6 +80,8 @@ lint-types:
 	$(BIN)/mypy
 lint-layers:
 	$(BIN)/lint-imports --no-cache
+lint-size:
+	scripts/size --check
 lint-typescript:
 	cd clients/typescript && node_modules/.bin/tsc --noEmit && node_modules/.bin/prettier --check --log-level warn .
 lint-rust:

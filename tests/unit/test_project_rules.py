@@ -9,7 +9,6 @@ import pkgutil
 import re
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterable, Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -23,11 +22,6 @@ from hsmcore.members.control.process import python
 ROOT = Path(__file__).parents[2]
 HEADERS = sorted((ROOT / "native" / "include" / "hsmcore").glob("*.h"))
 PXD = ROOT / "bindings" / "hsmcore.pxd"
-MOST_LINES = 450
-# An extension type cannot be spread over files.
-MORE_LINES = {"bindings/requests.pxi": 600}
-# What a family of files shares. Every other header, those of native/include aside, declares what one .c file defines.
-SHARED_HEADERS = {"native/src/engine.h", "bench/native/chaos/chaos.h", "bench/native/load/load.h"}
 PRINTING = ("cli",)
 
 
@@ -135,32 +129,6 @@ def test_every_status_has_an_exception():
     assert set(names) == EXCEPTION_OF_STATUS.keys()
 
 
-def test_no_file_outgrows_its_reader():
-    long = {}
-    for path in (
-        *sources("native/src", ".c", ".h"),
-        *sources("bindings", ".pyx", ".pxd", ".pxi"),
-        *sources("core", ".py"),
-        *sources("bench", ".py", ".c", ".h"),
-    ):
-        name = path.relative_to(ROOT).as_posix()
-        lines = len(path.read_text().splitlines())
-        if lines > MORE_LINES.get(name, MOST_LINES):
-            long[name] = lines
-    assert long == {}
-
-
-def test_no_line_of_c_is_too_wide():
-    """The formatter leaves comments as they are."""
-    wide = [
-        f"{path}:{number}"
-        for path, text in native_sources().items()
-        for number, line in enumerate(text.splitlines(), 1)
-        if path.suffix != ".def" and len(line) > 120
-    ]
-    assert wide == []
-
-
 def test_the_library_prints_nothing():
     printing = []
     for path, nodes in parsed(r"\bprint\b"):
@@ -262,14 +230,6 @@ def test_native_files_use_each_other_in_one_direction():
     TopologicalSorter(graph).prepare()  # raises CycleError
 
 
-def test_a_native_header_serves_one_file():
-    code, defined = native_units()
-    for path, text in code.items():
-        if path.suffix == ".h" and path.parts[1] != "include" and path.as_posix() not in SHARED_HEADERS:
-            declared = re.findall(rf"({NATIVE_NAME})\(", INLINE_FUNCTION.sub("", text))
-            assert {defined[name] for name in declared if name in defined} <= {path.with_suffix("")}, path
-
-
 def test_memory_is_counted():
     """Everything the core allocates goes through base.c, so that leaks() sees it."""
     for path in sources("native/src", ".c", ".h"):
@@ -315,27 +275,6 @@ def test_the_layers_hold():
     found = subprocess.run([linter, "--no-cache", "--no-logo"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout
     assert "4 kept, 0 broken" in found.stdout
-
-
-def test_the_architecture_says_how_large_the_signing_core_is():
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-    [wall] = [contract for contract in contracts if contract["name"].startswith("The signing core")]
-    folders = [f"core/{module.replace('.', '/')}" for module in wall["source_modules"]]
-    lines = sum(len(path.read_text().splitlines()) for folder in folders for path in sources(folder, ".py"))
-    page = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
-    said = re.search(r"The signing core is about\s+([\d,]+) lines", page)
-    assert said is not None
-    assert abs(int(said[1].replace(",", "")) - lines) <= 0.03 * lines, lines
-
-
-def test_the_library_has_few_doors():
-    """What a reader meets first: packages, modules, the stub and the marker of core/hsmcore."""
-    entries = {
-        path.name
-        for path in (ROOT / "core" / "hsmcore").iterdir()
-        if path.suffix != ".so" and path.name not in ("__pycache__", "_bin")
-    }
-    assert len(entries) <= 24, sorted(entries)
 
 
 # Files that may start tasks themselves: one request's tasks, one step's, and a server's. Services have a Scope.
@@ -443,18 +382,6 @@ def test_nothing_is_due_by_the_wall_clock():
         if ast.unparse(node) in ("time.time", "time.time_ns", "datetime.now")
     }
     assert reading == set().union(*READ_THE_WALL_CLOCK.values())
-
-
-PRIVATE_TWICE = {"_Held", "_Number", "_Refused"}
-
-
-def test_a_class_name_has_one_home():
-    homes: dict[str, list[str]] = {}
-    for path in (*sources("core/hsmcore", ".py"), *sources("bindings", ".pyx", ".pxi")):
-        for name in re.findall(r"^ *(?:cdef )?class (\w+)", path.read_text(), re.MULTILINE):
-            homes.setdefault(name, []).append(path.relative_to(ROOT).as_posix())
-    twice = {name: places for name, places in homes.items() if len(places) > 1}
-    assert twice.keys() == PRIVATE_TWICE, twice
 
 
 def test_every_number_of_examples_is_for_make_check_deep_to_raise():
