@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
 from tests.support.chaos import Chaos, engine_of, needs_chaos, supervisor_of, wrap
 from tests.support.kms import config as kms_config
-from tests.support.levels import QUICK, Site
+from tests.support.levels import Site
 from tests.support.loops import one_loop
 from tests.support.managers import counters, opened, start, until
 from tests.support.verifiers import is_good, is_low_s, recovered
@@ -113,24 +112,6 @@ async def test_the_cache_tells_a_digest_from_a_message(world, algorithm):
         assert manager.get_cache_stats()["hits"] == 2
 
 
-async def test_single_flight_tells_a_digest_from_a_message(world, shim):
-    settings = {"modulePath": shim.path, "sessions": 1, "verifySignatures": "always"}
-    given = world.config(
-        "ecdsa-secp256k1", settings=settings, maxCacheSize=10, cacheNonDeterministic=True, policy=ALLOWED
-    )
-    async with opened(given) as manager:
-        shim.hold()
-        asked = [start(manager.sign(DIGEST)) for _ in range(3)]
-        asked_digest = [start(manager.sign_digest(DIGEST)) for _ in range(3)]
-        await until(lambda: manager.get_cache_stats()["joined"] == 4)
-        shim.release()
-        [hashed] = set(await asyncio.gather(*asked))
-        [signed] = set(await asyncio.gather(*asked_digest))
-        require_good("ecdsa-secp256k1", manager.public_key, DIGEST, signed)
-        assert is_good("ecdsa-secp256k1", manager.public_key, DIGEST, hashed)
-        assert counters(manager)["signatures"] == 2
-
-
 # ---- records ---------------------------------------------------------------------------------------------------------
 
 
@@ -185,47 +166,12 @@ async def test_an_ed25519_key_signs_none(world, shim):
         assert shim.calls("C_SignInit") == before
 
 
-@one_loop
-@pytest.mark.parametrize(
-    ("algorithm", "policy", "error"),
-    [("ecdsa-p256", None, hsmcore.PolicyRefused), ("ed25519", ALLOWED, hsmcore.AlgorithmUnsupported)],
-    ids=["policy", "algorithm"],
-)
-async def test_it_is_refused_before_a_member_is_looked_for(world, tmp_path, algorithm, policy, error):
-    given = world.config(algorithm, failover=QUICK, stateFile=str(tmp_path / "state.db"), policy=policy)
-    async with opened(given) as manager:
-        service = manager._path
-        await service.health._desired.set(f"drain:{service.endpoints[0].name}", "yes", "a test")
-        await service.health._follow()
-        with pytest.raises(error):
-            await manager.sign_digest(DIGEST, 20)
-
-
 @pytest.mark.parametrize("digest", [b"", DIGEST[:-1], DIGEST + b"\0", "text", None, 32], ids=repr)
 async def test_what_is_no_digest_is_refused(world, digest):
     async with opened(world.config("ecdsa-p256", policy=ALLOWED)) as manager:
         with pytest.raises(hsmcore.InvalidMessage):
             await manager.sign_digest(digest)
         assert counters(manager)["signatures"] == 0
-
-
-async def test_before_and_after(world):
-    manager = hsmcore.create_key_manager(world.config("ecdsa-p256", policy=ALLOWED))
-    with pytest.raises(hsmcore.NotInitialized):
-        await manager.sign_digest(DIGEST)
-    async with manager:
-        await manager.sign_digest(DIGEST)
-    with pytest.raises(hsmcore.EngineClosed):
-        await manager.sign_digest(DIGEST)
-
-
-async def test_what_is_in_flight_is_answered_by_close(world):
-    async with opened(world.config("ecdsa-secp256k1", policy=ALLOWED)) as manager:
-        public_key = manager.public_key
-        asked = [start(manager.sign_digest(DIGEST)) for _ in range(20)]
-        await until(lambda: counters(manager)["signatures"] > 0)
-    for signed in await asyncio.gather(*asked):
-        require_good("ecdsa-secp256k1", public_key, DIGEST, signed)
 
 
 def test_verification_tells_them_apart(world):
@@ -297,53 +243,6 @@ async def test_a_digest_that_may_be_signed_is_signed_under_no_other_key(site):
         assert is_good(
             "ecdsa-secp256k1", place.tokens[1].keys["ed25519"].public_key, DIGEST, await manager.sign(DIGEST)
         )
-
-
-@needs_chaos
-@one_loop
-async def test_a_caller_that_leaves_before_the_recovery_id_is_there(site):
-    place = site(SAME, OTHER)
-    async with opened(bound(place)) as manager:
-        engine = manager._path.endpoints[0].signing
-        busy = [start(manager.verify(bytes(1_000_000), bytes(64))) for _ in range(3000)]
-        await asyncio.sleep(0)
-        before = engine.stats()["signatures"]
-        asked = start(manager.sign_digest(DIGEST, 20))
-        await until(lambda: engine.stats()["signatures"] > before and not engine.in_flight)
-        await asyncio.sleep(0.01)
-        assert not asked.done(), "the threads had time for it"
-        asked.cancel()
-        with suppress(asyncio.CancelledError):
-            await asked
-        for task in busy:
-            task.cancel()
-        await asyncio.gather(*busy, return_exceptions=True)
-        await fail_over(manager)
-        await require_bound(manager, manager.sign_digest(DIGEST, 5))
-
-
-@one_loop
-async def test_an_emergency_key_of_another_kind_is_no_help(world, tmp_path):
-    block = {
-        "primaryRetryIntervalMs": 50,
-        "maxPrimaryRetries": 2,
-        "emergencyModeEnabled": True,
-        "emergency": [{"type": "ephemeral", "config": {}}],
-    }
-    given = world.config(
-        "ecdsa-p256", failover=block, stateFile=str(tmp_path / "state.db"), maxCacheSize=0, policy=ALLOWED
-    )
-    async with opened(given) as manager:
-        service = manager._path
-        await service.health._desired.set(f"drain:{service.endpoints[0].name}", "yes", "a test")
-        await service.health._follow()
-        await until(lambda: service.router.in_emergency)
-        before = await service.budget.status()
-        with pytest.raises(AllLevelsFailed) as caught:
-            await manager.sign_digest(DIGEST, 2)
-        assert isinstance(caught.value.causes["emergency"], hsmcore.AlgorithmUnsupported)
-        assert await service.budget.status() == before, "no unit of the budget was spent"
-        assert is_good("ed25519", manager.public_key, b"m", await manager.sign(b"m"))
 
 
 @needs_chaos

@@ -76,32 +76,6 @@ async def test_one_that_hangs_stops_no_client_of_another(world, tmp_path):
         assert {(await peer.next()).type for _ in range(HELD_OPEN)} == {Type.SIGNED}
 
 
-@one_loop
-async def test_one_that_is_slow_is_no_measure_for_another(world, tmp_path):
-    """A device that signs some 20 a second: what is signed with another key meanwhile is many times as much."""
-    chaos = Chaos(tmp_path, wrap_noop())
-    async with two_keys(world, tmp_path, chaos) as gateway, gateway.peer() as peer:
-        chaos.fault("C_Sign", "hang", milliseconds=100, every=1)
-        slow = asyncio.create_task(signs_without_end(peer))
-        await until(lambda: gateway.server.desk.open == HELD_OPEN)
-        before = signed(gateway, "slow")
-        async with gateway.over_tls(gateway.context) as other:
-            await other.hello()
-            assert set(await signs(other, 400)) == {Type.SIGNED}
-        assert signed(gateway, "slow") - before < 200
-        chaos.clear()
-        slow.cancel()
-
-
-async def signs_without_end(peer):
-    """Keep as many requests for the slow key open."""
-    numbers = iter(range(1, 10**6))
-    peer.send(*(sign(next(numbers), b"hsmcore", slot=SLOW, **LONG) for _ in range(HELD_OPEN)))
-    while True:
-        await peer.next()
-        peer.send(sign(next(numbers), b"hsmcore", slot=SLOW, **LONG))
-
-
 def signed(gateway, name):
     """Signatures of a key manager so far."""
     return sum(stats["signatures"] for stats in gateway.served.managers[name].get_stats().values())

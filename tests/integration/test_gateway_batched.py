@@ -12,15 +12,15 @@ from tests.integration.test_policy import policed, records
 from tests.support import batches
 from tests.support.gateways import FakeGateway, gateway
 from tests.support.loops import one_loop
-from tests.support.managers import counters, start, until
+from tests.support.managers import counters, until
 from tests.support.policed import ordered
 from tests.support.wire import placed, read_batched
 from tests.support.wire_site import one_of, refusals, sign, site
 
-from hsmcore.errors import BadArgument, DeadlineExceeded, HsmError, MemberDown, SignatureInvalid
+from hsmcore.errors import BadArgument, HsmError, SignatureInvalid
 from hsmcore.gateway import Client
 from hsmcore.gateway.wire import messages as wire
-from hsmcore.gateway.wire.frames import Flag, Type, frame
+from hsmcore.gateway.wire.frames import Type, frame
 
 pytestmark = pytest.mark.integration
 LONG = {"timeout_ms": 120_000}
@@ -181,50 +181,6 @@ async def test_what_a_key_manager_does_a_client_does(world, tmp_path):
         for message, kind in ((b"m", "block"), (b"", None), (b"m", "nonsense")):
             with pytest.raises(HsmError):
                 await km.sign_batched(message, kind=kind)
-
-
-@one_loop
-async def test_another_gateway_process_is_not_asked_again(tmp_path):
-    path = str(tmp_path / "fake.sock")
-    async with FakeGateway(path) as fake:
-        fake.kinds = wire.BATCHES | 1 << 8
-        fake.answer = lambda *_: None
-        async with Client(f"unix:{path}", timeout=50) as km:
-
-            async def lose(count):
-                for _ in range(count):
-                    await until(lambda: bool(fake.received(Type.SIGN_BATCHED)))
-                    fake.frames.clear()
-                    fake.connections[0].transport.abort()
-
-            task = start(km.sign_batched(b"m"))
-            await lose(2)  # the same process: it is asked again
-            await until(lambda: bool(fake.received(Type.SIGN_BATCHED)))
-            assert fake.received(Type.SIGN_BATCHED)[0].flags == Flag.AGAIN
-            fake.instance = os.urandom(16)
-            await lose(1)
-            with pytest.raises(MemberDown) as failure:
-                await task
-            assert failure.value.maybe_signed
-            assert not fake.received(Type.SIGN_BATCHED)
-
-
-@one_loop
-@pytest.mark.deep
-async def test_what_is_lost_with_a_gateway_is_told(world, tmp_path):
-    config = batching(world, tmp_path, intervalMs=60_000)
-    async with gateway(tmp_path, config) as served, Client(served.addresses[0], timeout=50) as km:
-        tasks = [start(km.sign_batched(b"m%d" % number)) for number in range(5)]
-        signed = start(km.sign(b"signed meanwhile"))
-        await signed  # so what was sent before it has been read
-        await served.kill()
-        await served.start()
-        for error in await asyncio.gather(*tasks, return_exceptions=True):
-            assert isinstance(error, MemberDown)
-            assert error.maybe_signed
-        with pytest.raises(DeadlineExceeded) as failure:
-            await km.sign_batched(b"late", 0.05)
-        assert failure.value.maybe_signed
 
 
 class Liar:

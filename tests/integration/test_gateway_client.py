@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import math
 import os
 import random
-import subprocess
-import sys
 from collections import defaultdict
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -21,17 +18,13 @@ from tests.support.authority import Authority
 from tests.support.chaos import Chaos, needs_chaos, wrap
 from tests.support.gateways import Cutter, GatewayProcess, Staller, gateway
 from tests.support.loops import one_loop
-from tests.support.managers import becomes, counters, start, until
-from tests.support.policed import ordered
-from tests.support.wire_site import ME, many, sign, site
+from tests.support.managers import becomes, start, until
+from tests.support.wire_site import ME, site
 
 from hsmcore.errors import (
-    BadArgument,
     DeadlineExceeded,
     EmptyMessage,
     HsmError,
-    InvalidMessageType,
-    InvalidTimeout,
     KeyNotCurrent,
     KeyNotFound,
     MemberDown,
@@ -39,7 +32,6 @@ from hsmcore.errors import (
     PolicyRefused,
 )
 from hsmcore.gateway import Client, ClientTls
-from hsmcore.gateway.wire import messages as wire
 
 pytestmark = pytest.mark.integration
 TWO_KEYS = ({"name": "ed25519", "kind": "ed25519"}, {"name": "second", "kind": "ed25519"})
@@ -81,16 +73,6 @@ async def test_a_connection_that_stalls_fails_no_request(world, tmp_path):
         assert served.server.desk.requests["app", "OK"] == 101
 
 
-@one_loop
-async def test_a_client_that_ends_leaves_nothing_to_be_remembered(world, tmp_path):
-    async with site(world.config(), tmp_path) as served:
-        async with Client(f"unix:{served.path}") as km:
-            await km.sign(b"m")
-            assert served.server.remembered() == {"app": 1}
-        await until(lambda: not served.server.connections)
-        assert served.server.remembered() == {"app": 0}
-
-
 async def test_what_a_key_manager_does_a_client_does(world, tmp_path):
     config = world.config(auditLogFile=str(tmp_path / "audit.log"))
     async with gateway(tmp_path, config) as served, Client(served.addresses[0], connections=2, program="tests") as km:
@@ -121,43 +103,6 @@ async def test_what_a_key_manager_does_a_client_does(world, tmp_path):
             await km.sign(b"m", key_id="00ff")
         with pytest.raises(KeyNotFound):
             await km.verify(b"m", bytes(64), "00ff")
-
-
-@one_loop
-async def test_an_empty_message_is_refused_in_the_same_words_everywhere(world, tmp_path):
-    rules = {"policy": {"kinds": ["raw", "batch-root"], "domain": "d"}, "batching": {}, "maxCacheSize": 0}
-    async with (
-        site(world.config(**rules), tmp_path) as served,
-        Client(f"unix:{served.path}") as km,
-        served.peer() as peer,
-    ):
-        told = []
-        for one in (served.manager, km):
-            with pytest.raises(InvalidMessageType, match="not bytes"):
-                await one.sign_many(b"m")
-            for work in (one.sign(b""), one.sign_many([b"m", b""]), one.sign_batched(b"")):
-                with pytest.raises(EmptyMessage) as refused:
-                    await work
-                told.append(str(refused.value))
-                assert refused.value.index == (1 if work.__name__ == "sign_many" else None)
-        told.append(wire.read_error((await peer.ask(sign(1, b""))).body).text)
-        _, [good, empty] = wire.read_signed_many((await peer.ask(many(2, b"m", b""))).body)
-        assert len(good) == 64
-        told.append(empty.text)
-        assert {*told} == {"a message must have at least one byte"}
-        assert counters(served.manager)["signatures"] == 1
-        assert not await served.manager.verify(b"", bytes(64))
-
-
-async def test_a_batch_that_fails_names_its_message_also_where_it_went_in_several_frames(world, tmp_path):
-    rules = {"policy": {"kinds": ["raw"]}, "maxCacheSize": 0}
-    clients = {"app": {**ME["app"], "kinds": ["raw", "block"], "inFlight": 4}}
-    async with site(world.config(**rules), tmp_path, clients) as served, Client(f"unix:{served.path}") as km:
-        with pytest.raises(PolicyRefused) as refused:
-            await km.sign_many([*(b"%d" % number for number in range(9)), ordered(1), b"m"])
-        assert refused.value.index == 9
-        found = await km.sign_many([b"m", ordered(1)], return_exceptions=True)
-        assert (type(found[1]), found[1].index) == (PolicyRefused, None)
 
 
 async def test_keys_are_generated_chosen_and_told(fresh_token, tmp_path):
@@ -221,19 +166,6 @@ async def test_what_its_rate_does_not_allow_now_waits_within_the_timeout(world, 
         assert served.server.desk.requests["app", "QUEUE_FULL"] > 0
 
 
-@one_loop
-async def test_what_the_policy_does_not_allow_its_caller_now_waits_too(world, tmp_path):
-    """The limits of `policy.callers` are told as the client's own: with a time, within which the client comes back."""
-    config = world.config(policy={"kinds": ["raw"], "callers": {"app": {"perSecond": 20, "inFlight": 8}}})
-    async with site(config, tmp_path, {"app": ME["app"]}) as served, Client(served.addresses[0], timeout=50) as km:
-        signatures = await asyncio.gather(*(km.sign(b"%d" % number) for number in range(40)))
-        assert len(signatures) == 40
-        assert served.server.desk.requests["app", "QUEUE_FULL"] > 0
-        with pytest.raises(BadArgument, match="a batch of 9; caller 'app' may have 8 requests open") as caught:
-            await km.sign_many([b"%d" % number for number in range(9)])
-        assert not caught.value.retryable
-
-
 @needs_chaos
 @one_loop
 async def test_a_batch_that_a_rotation_meets_is_signed_under_both_keys(fresh_token, tmp_path):
@@ -262,19 +194,6 @@ async def _knows(km, key_id):
 
 async def _signs_with(km, key_id):
     return await km.get_current_key_id() == key_id
-
-
-async def test_strangers_and_unknown_key_managers_are_told(world, tmp_path):
-    stranger = {"clients": {"other": {"uid": [os.getuid() + 1], "keys": ["default"]}}}
-    async with gateway(tmp_path, world.config(), **stranger) as served:
-        with pytest.raises(PolicyRefused):
-            await Client(served.addresses[0]).initialize()
-    async with gateway(tmp_path, world.config()) as served:
-        with pytest.raises(PolicyRefused, match="bridge"):
-            await Client(served.addresses[0], "bridge").initialize()
-    with pytest.raises(MemberDown) as failure:
-        await Client(f"unix:{tmp_path}/nothing").initialize()
-    assert failure.value.retryable
 
 
 async def test_certificates_say_who_a_client_is(world, tmp_path):
@@ -394,73 +313,3 @@ async def kill_nine(fresh_token, tmp_path, kills):
 
 async def _more(outcomes, than):
     return len(outcomes) > than
-
-
-@one_loop
-async def test_what_is_no_message_timeout_or_signature_is_refused_as_by_a_key_manager(world, tmp_path):
-    released = memoryview(b"released")
-    released.release()
-    async with gateway(tmp_path, world.config()) as served, Client(served.addresses[0]) as km:
-        for timeout in (0, -1, math.nan, math.inf, True, "1", 10**400):
-            for call in (km.sign(b"m", timeout), km.sign_many([b"m"], timeout)):
-                with pytest.raises(InvalidTimeout):
-                    await call
-            with pytest.raises(InvalidTimeout):
-                Client(served.addresses[0], timeout=timeout)
-        for what in (released, "text", None, 7, [1, 2]):
-            for call in (km.sign(what), km.sign_many([what]), km.verify(what, bytes(64)), km.verify(b"m", what)):
-                with pytest.raises(InvalidMessageType):
-                    await call
-        assert VerifyKey(km.public_key).verify(b"aa", await km.sign(memoryview(b"abab")[::2]))
-
-
-@one_loop
-async def test_a_gateway_that_ends_in_order_costs_no_request(world, tmp_path):
-    chance = random.Random(1)
-    async with gateway(tmp_path, world.config()) as served, Client(served.addresses[0], timeout=30) as km:
-        stopped, count, public_key = asyncio.Event(), 0, km.public_key
-
-        async def sequencer(name):
-            nonlocal count
-            for number in range(1_000_000):
-                if stopped.is_set():
-                    return
-                message = b"%d %d" % (name, number)
-                assert valid(public_key, message, await km.sign(message))
-                count += 1
-
-        tasks = [start(sequencer(name)) for name in range(16)]
-        try:
-            for _ in range(2):
-                await one_life(served, chance, kill=False)
-                before = count
-                await becomes(lambda before=before: _above(lambda: count, before + 100))
-        finally:
-            stopped.set()
-        await asyncio.gather(*tasks)
-
-
-async def _above(what, least):
-    return what() > least
-
-
-WITHOUT_CORE = """
-import asyncio, sys
-sys.modules["hsmcore._native"] = None
-from hsmcore.gateway import Client
-
-async def main():
-    async with Client(sys.argv[1], connections=2) as km:
-        signed = await asyncio.gather(*(km.sign(b"%d" % number) for number in range(200)))
-        many = await km.sign_many([b"%d" % number for number in range(200)])
-        print(signed == many, {len(one) for one in signed})
-
-asyncio.run(main())
-"""
-
-
-async def test_a_client_needs_no_native_core(world, tmp_path):
-    async with gateway(tmp_path, world.config()) as served:
-        command = [sys.executable, "-c", WITHOUT_CORE, served.addresses[0]]
-        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60)
-    assert (done.stdout, done.stderr) == ("True {64}\n", "")

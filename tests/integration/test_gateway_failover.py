@@ -7,12 +7,9 @@ from nacl.signing import VerifyKey
 from tests.support.chaos import needs_chaos
 from tests.support.levels import OTHER, SAME, Site
 from tests.support.loops import one_loop
-from tests.support.managers import until
 from tests.support.wire import read_signed
 from tests.support.wire_site import sign, site
 
-import hsmcore
-from hsmcore.errors import EngineClosed, KeyNotCurrent
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import Type
 
@@ -76,23 +73,3 @@ async def test_a_version_is_not_replaced_by_another_level_s(levels, tmp_path):
         while (found := await peer.next()).type is not Type.ERROR:
             assert found.type is Type.KEYS
         assert wire.read_error(found.body).status == "KEY_NOT_CURRENT"
-
-
-@one_loop
-async def test_what_is_begun_can_be_given_up_and_is_refused_after_the_end(levels):
-    place = levels(SAME, SAME)
-
-    async with hsmcore.create_key_manager(place.config()) as manager:
-        key = manager.public_key
-        assert (await manager.submit(M, 5.0, (None, None), key)).public_key == key
-        with pytest.raises(KeyNotCurrent):
-            await manager.submit(M, 5.0, (None, None), b"\0" * 32)
-        before = place.members[0].calls("C_Sign")
-        place.members[0].fault("C_Sign", "hang", forever=True)
-        asked = manager.submit(b"hangs", 60.0, (None, None), None)
-        await until(lambda: place.members[0].calls("C_Sign") > before)
-        asked.cancel()
-        manager.abandon(asked, b"hangs")
-        place.members[0].release()
-    with pytest.raises(EngineClosed):
-        manager.submit(M, None, (None, None), None)

@@ -25,7 +25,6 @@ from tests.support.wire_site import ME, document, refusals, sign, site
 
 from hsmcore.errors import HsmError
 from hsmcore.gateway import connection, front_process, fronts
-from hsmcore.gateway.refusals import RefusalLimit
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import Type
 
@@ -106,22 +105,6 @@ async def test_one_that_ends_is_started_again_and_costs_no_answer_and_no_other_c
             assert await peer.signed(sign(1, M, again=True)) == first
         assert Scrape.of(gateway.site.manager).all("hsmcore_gateway_front_restarts_total") == [2]
         assert gateway.site.server.repeated == 1
-
-
-@one_loop
-async def test_one_that_starts_while_the_clients_change_knows_the_new_ones(world, tmp_path, monkeypatch):
-    async with opened(world.config(), tmp_path) as gateway:
-        served, start = gateway.site.served.fronts, fronts.FrontProcess.start
-
-        async def late(front, *orders):
-            await start(front, *orders)
-            monkeypatch.undo()
-            await served.follow()  # the others are told; this one is none of them yet
-
-        monkeypatch.setattr(fronts.FrontProcess, "start", late)
-        os.kill(gateway.front("tls"), signal.SIGKILL)
-        await until(lambda: served.restarts == 1)
-        await becomes(lambda: signs(gateway))
 
 
 @one_loop
@@ -334,17 +317,3 @@ async def test_what_strangers_do_is_recorded_with_a_bound_and_told_to_the_signer
 async def has_records(gateway, log):
     await gateway.site.manager.audit.flush()
     return any(one["why"] == "unknown token" and one["label"] == "127.0.0.1" for one in refusals(log))
-
-
-def test_refusals_are_told_with_a_bound_and_none_is_lost(monkeypatch):
-    now, told = [100.0], []
-    monkeypatch.setattr("hsmcore.gateway.refusals.monotonic", lambda: now[0])
-    limit = RefusalLimit(lambda *said: told.append(said))
-    for number in range(1000):
-        limit.add(f"peer {number}", "why", "what")
-    assert [one[0] for one in told] == [1] * 10
-    now[0] += 1
-    limit.add("the last", "why", "what", 5)
-    assert told[-1] == (995, "the last", "why", "what")
-    limit.flush()
-    assert sum(one[0] for one in told) == 1005

@@ -15,7 +15,7 @@ from tests.support.gateways import PUBLIC_KEY, FakeConnection, FakeGateway, fake
 from tests.support.managers import becomes, start, until
 from tests.support.wire_site import site
 
-from hsmcore.errors import BadArgument, DeadlineExceeded, HsmError, KeyMismatch, KeyNotCurrent, MemberDown, NotHolder
+from hsmcore.errors import BadArgument, DeadlineExceeded, HsmError, KeyMismatch, NotHolder
 from hsmcore.gateway import Client, ClientTls
 from hsmcore.gateway.client.dialing import GatewayAddress
 from hsmcore.gateway.wire import messages as wire
@@ -77,21 +77,6 @@ def test_addresses_are_a_list_or_one_string_with_commas():
     assert Client("unix:/a,tls:b:1", tls=tls)
 
 
-@pytest.mark.parametrize(
-    ("address", "names"),
-    [
-        ("tls:hsmcore-0.hsmcore.svc:7443", {"hsmcore-0", "hsmcore-0.hsmcore.svc"}),
-        ("tls:[::1]:7443", {"::1"}),
-        ("unix:/run/signer-1/sign.sock", {"signer-1", "sign"}),
-        ("unix:signer-1.sock", {"signer-1"}),
-    ],
-)
-def test_a_host_s_name_is_found_in_its_address(address, names):
-    one = GatewayAddress.parse(address)
-    asked = {*names, "hsmcore", "svc", "run", "signer", "hsmcore-0.hsmcore"}
-    assert {name for name in asked if one.is_of(name)} == names
-
-
 async def test_dead_addresses_are_passed_over_and_told_once(tmp_path, caplog):
     async with fleet(tmp_path) as fakes:
         dead = [f"unix:{tmp_path}/nothing", "unix:/nowhere/at/all"]
@@ -113,29 +98,6 @@ async def _accepted(fake: FakeGateway, count: int) -> bool:
     return fake.accepted >= count
 
 
-async def test_where_none_can_be_reached_each_is_named(tmp_path):
-    client = Client([f"unix:{tmp_path}/a", f"unix:{tmp_path}/b"])
-    for _ in range(2):
-        with pytest.raises(MemberDown, match=r"/a cannot be reached.*/b cannot be reached") as failure:
-            await client.initialize()
-        assert failure.value.status == "HOST_LOST"
-
-
-async def test_a_gateway_that_says_nothing_is_passed_over(tmp_path):
-    async with fleet(tmp_path, "signer-1", "signer-2") as (mute, fake):
-        mute.answer = lambda *_: None
-        mute.credits = 0
-        welcome, FakeConnection.welcome = (
-            FakeConnection.welcome,
-            lambda one: None if one._served is mute else welcome(one),
-        )
-        try:
-            async with Client(listed([mute, fake])) as km:
-                assert await km.sign(b"message") == signature(b"message")
-        finally:
-            FakeConnection.welcome = welcome
-
-
 async def test_the_holder_is_next_if_its_name_is_known(tmp_path):
     async with fleet(tmp_path) as (first, second, third), Client(listed([first, second, third]), connections=3) as km:
         assert await km.sign(b"message") == signature(b"message")
@@ -145,13 +107,6 @@ async def test_the_holder_is_next_if_its_name_is_known(tmp_path):
         assert (second.frames, km.members()[0].name) == ([], f"unix:{third.path}")
         await until(lambda: not first.connections)
         await until(lambda: len(third.connections) == 3)
-
-
-async def test_without_a_name_the_next_ones_are_asked_in_turn(tmp_path):
-    async with fleet(tmp_path) as (first, second, third), Client(listed([first, second, third])) as km:
-        first.answer = second.answer = refusing("a host without an address")
-        assert await km.sign(b"message") == signature(b"message")
-        assert [len(fake.received(Type.SIGN)) for fake in (first, second, third)] == [1, 1, 1]
 
 
 async def test_a_batch_goes_on_with_those_that_were_refused(tmp_path):
@@ -187,41 +142,6 @@ async def test_a_fleet_without_a_holder_is_not_stormed(tmp_path):
         assert await asyncio.gather(*(km.sign(b"%d" % n, 60) for n in range(50))) == [
             signature(b"%d" % n) for n in range(50)
         ]
-
-
-async def test_a_holder_that_is_not_sure_of_it_is_asked_again(tmp_path):
-    async with fleet(tmp_path) as (first, second, third), Client(listed([first, second, third])) as km:
-        first.answer = refusing("signer-1")
-        task = start(km.sign(b"block"))
-        await until(lambda: len(first.received(Type.SIGN)) >= 3)
-        first.answer = honest
-        assert await task == signature(b"block")
-        assert (first.accepted, second.accepted, third.accepted) == (1, 0, 0)
-
-
-async def test_what_may_have_been_signed_is_signed_again_by_the_same_key_only(tmp_path):
-    async with fleet(tmp_path, "signer-1", "signer-2") as (first, second), Client(listed([first, second])) as km:
-        first.answer = refusing("signer-2", maybe=True)
-        assert await km.sign(b"withheld") == signature(b"withheld")
-        [once] = second.received(Type.SIGN)
-        assert wire.read_sign(once).version == 1
-        second.answer = refusing("signer-1", maybe=True)
-        first.answer = lambda served, connection, one: connection.transport.write(wire.error(one.request, CHANGED))
-        with pytest.raises(KeyNotCurrent) as refused:  # the key has changed there, and the message may be signed
-            await km.sign(b"another")
-        assert refused.value.maybe_signed
-
-
-CHANGED = wire.Refusal(False, False, 0, "KEY_NOT_CURRENT", "REQUEST_FATAL", "another key signs")
-
-
-async def test_one_address_is_refused_at_once(tmp_path):
-    async with fleet(tmp_path, "signer-1") as (fake,), Client(listed([fake])) as km:
-        fake.answer = refusing("signer-2")
-        with pytest.raises(NotHolder) as refused:
-            await km.sign(b"message")
-        assert (refused.value.holder, refused.value.retryable, refused.value.maybe_signed) == ("signer-2", True, False)
-        assert len(fake.received(Type.SIGN)) == 1
 
 
 async def test_a_gateway_of_another_fleet_is_passed_over_and_told_once(tmp_path, caplog):
@@ -281,35 +201,3 @@ async def test_a_client_that_is_closed_while_it_moves_leaves_nothing(tmp_path):
             await until(lambda: not any(fake.connections for fake in fakes))
             timers = [one for one in getattr(loop, "_scheduled", ()) if not one.cancelled()]
             assert [one for one in timers if "gateway" in repr(one)] == []
-
-
-async def test_a_client_that_is_closed_while_a_gateway_drains_leaves_nothing(tmp_path):
-    async with fleet(tmp_path, "signer-1", "signer-2") as (first, second), Client(listed([first, second])) as km:
-        first.answer = lambda *_: None
-        task = start(km.sign(b"open", 0.3))
-        await becomes(lambda: _received(first))
-        first.connections[0].transport.write(wire.goaway(600_000, "the gateway ends"))
-        await becomes(lambda: _accepted(second, 1))  # what is asked before that may go to the first one
-        assert await km.sign(b"message") == signature(b"message")
-        with pytest.raises(DeadlineExceeded):
-            await task
-        assert [len(fake.connections) for fake in (first, second)] == [1, 1], "its answer may still come"
-
-
-async def _received(fake: FakeGateway) -> bool:
-    return bool(fake.received(Type.SIGN))
-
-
-async def test_a_connection_that_stayed_behind_follows_the_others(tmp_path):
-    """Two connections end at once: one finds the holder, the other was about to connect to a host that stands by."""
-    async with fleet(tmp_path, "signer-1", "signer-2") as fakes:
-        fakes[1].answer = refusing("signer-1")
-        async with Client(listed(fakes), connections=2) as client:
-            await until(lambda: len(client._connections.links) == 2)
-            stray = client._connections.links[1]
-            client._connections._at = 1
-            stray.close()
-            await until(lambda: {link.at for link in client._connections.links} == {0, 1})
-            client._connections._at = 0
-            await asyncio.gather(*(client.sign(b"%d" % number) for number in range(100)))
-            await until(lambda: [link.at for link in client._connections.links] == [0, 0])

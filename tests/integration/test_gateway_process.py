@@ -94,26 +94,6 @@ async def test_it_says_where_it_listens_and_leaves_nothing_behind(world, tmp_pat
 
 @needs_chaos
 @one_loop
-async def test_the_next_gateway_may_begin_while_one_still_answers(world, tmp_path):
-    chaos = Chaos(tmp_path, wrap(world))
-    config = document(chaos.config(), tmp_path, drainMs=60_000)
-    async with gateway(tmp_path, config) as process, process.peer() as peer:
-        before = chaos.calls("C_Sign")
-        chaos.fault("C_Sign", "hang", forever=True)
-        peer.send(sign(1, M, timeout_ms=120_000))
-        await until(lambda: chaos.calls("C_Sign") > before)
-        process.child.send_signal(signal.SIGTERM)
-        assert (await peer.next()).type is Type.GOAWAY
-        async with gateway(tmp_path, document(world.config(), tmp_path)) as following:
-            chaos.release()
-            assert (await peer.next()).type is Type.SIGNED
-            assert (await process.ended())[0] == 0
-            async with following.peer() as other:  # its socket is still there
-                await other.signed(sign(1, M))
-
-
-@needs_chaos
-@one_loop
 async def test_sigterm_answers_what_is_open_and_refuses_what_comes(world, tmp_path):
     chaos = Chaos(tmp_path, wrap(world))
     config = document(chaos.config(settings={"sessions": 2}), tmp_path, drainMs=60_000)
@@ -319,48 +299,6 @@ async def test_a_socket_that_is_not_configured_is_refused(world, tmp_path):
         code, said = await process.ended()
     assert code == 2
     assert "other.sock" in said
-
-
-@pytest.mark.parametrize("rounds", [3, pytest.param(20, marks=[pytest.mark.deep])])
-@one_loop
-async def test_killed_under_load_no_message_is_signed_under_two_keys(world, tmp_path, rounds):
-    config = document(world.config(maxCacheSize=0), tmp_path, {"app": {**ME["app"], "inFlight": 4096}})
-    nonce, settled, numbers, instances = os.urandom(16), {}, iter(range(1, 10**6)), set()
-    open_requests = {}
-    for _ in range(rounds):
-        async with gateway(tmp_path, config) as process, process.peer(nonce) as peer:
-            instances.add(peer.welcome.instance)
-            current = next(one for one in peer.welcome.keys if one.current)
-            for (
-                number,
-                message,
-            ) in open_requests.items():  # Ed25519: the same signature, under the same key or not at all
-                peer.send(sign(number, message, again=True, version=current.version))
-            for _ in range(100):
-                number = next(numbers)
-                open_requests[number] = b"message %d" % number
-                peer.send(sign(number, open_requests[number], version=current.version))
-            answered = 0
-            try:
-                while True:
-                    found = await peer.next()
-                    assert found.type is Type.SIGNED, wire.read_error(found.body)
-                    signature = read_signed(found.body).signature
-                    VerifyKey(current.public_key).verify(open_requests.pop(found.request), signature)
-                    assert settled.setdefault(found.request, signature) == signature
-                    answered += 1
-                    if answered == 20:
-                        process.child.kill()
-            except (EOFError, ConnectionResetError):
-                pass
-    assert len(instances) == rounds
-    async with gateway(tmp_path, config) as process, process.peer(nonce) as peer:
-        current = next(one for one in peer.welcome.keys if one.current)
-        for number, message in list(open_requests.items()):
-            found = await peer.signed(sign(number, message, again=True, version=current.version))
-            VerifyKey(current.public_key).verify(message, found.signature)
-            settled[number] = found.signature
-    assert len(settled) == 100 * rounds
 
 
 @one_loop

@@ -17,8 +17,6 @@ from tests.support.vault_site import TOKEN
 from tests.support.wire_site import ME, refusals, sign, site
 
 from hsmcore.config.loading import load_each
-from hsmcore.gateway import Client
-from hsmcore.gateway.client.dialing import ClientTls
 from hsmcore.gateway.gateway import settings_of
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import Type
@@ -176,32 +174,6 @@ async def test_what_a_removed_client_has_open_is_answered(fresh_token, tmp_path)
         assert (await one.next()).type is Type.SIGNED
         assert (await one.next()).type is Type.ERROR
         assert await one.ends() == b""
-
-
-@one_loop
-async def test_a_removed_client_costs_others_no_request(world, tmp_path):
-    revoking = Revoking(tmp_path)
-    async with revoking.running(world.config(maxCacheSize=0)) as gateway:
-        where = next(one for one in gateway.addresses if one.startswith("tls:"))
-
-        def client(name):
-            tls = ClientTls(*revoking.issued[name], revoking.authorities[0].file)
-            return Client(where, tls=tls, timeout=120)
-
-        async with client("one") as one, client("two") as two, Client(gateway.addresses[0], timeout=120) as app:
-            gone = [asyncio.ensure_future(two.sign(b"gone %d" % number)) for number in range(20_000)]
-            kept = [
-                asyncio.ensure_future(km.sign(b"%d of %d" % (number, at)))
-                for number in range(500)
-                for at, km in enumerate((one, app))
-            ]
-            await gone[0]
-            await revoking.reload({**ME, "one": NAMED["one"]})
-            assert {type(one) for one in await asyncio.gather(*kept)} == {bytes}
-            await until(lambda: {one.client.name for one in gateway.server.connections if one.client} == {"one", "app"})
-            assert not all(one.done() for one in gone)  # it had asked for more than it was given time for
-            for asked in gone:
-                asked.cancel()
 
 
 @one_loop

@@ -1,32 +1,25 @@
-"""Fair shares through the whole gateway: a client that floods it, by each face and in any size, and another one."""
+"""Fair shares through the whole gateway: a client that floods it, in any size, and another one."""
 
 import asyncio
-import base64
 import ssl
 import subprocess
 import sys
 
 import pytest
 from nacl.signing import VerifyKey
-from tests.support import vault_site
 from tests.support.authority import Authority
 from tests.support.flood import KINDS
 from tests.support.loops import one_loop
 from tests.support.managers import until
-from tests.support.vault_site import TOKEN, b64
 from tests.support.wire import read_signed
 from tests.support.wire_site import ME, many, sign, site
 
 from hsmcore.gateway import Client, jobs
-from hsmcore.gateway.connection import GatewayConnection
 from hsmcore.gateway.intake import (
     AT_ONCE,
-    MESSAGE_COST,
     PLAIN_COST,
-    REFUSAL_COST,
     SHARED,
     SIGN_COST,
-    FrameIntake,
 )
 from hsmcore.gateway.jobs import Queue
 from hsmcore.gateway.wire import messages as wire
@@ -39,27 +32,20 @@ AT_THE_KEY = 8
 """Messages, at most."""
 
 
-async def signed_one_by_one(peer, _vault):
+async def signed_one_by_one(peer):
     peer.send(*(sign(number, message) for number, message in enumerate(FLOOD, 1)))
     found = [await peer.next() for _ in FLOOD]
     assert {one.type for one in found} == {Type.SIGNED}
     return [read_signed(one.body).signature for one in sorted(found, key=lambda one: one.request)]
 
 
-async def signed_many(peer, _vault):
+async def signed_many(peer):
     peer.send(*(many(number, *batch) for number, batch in enumerate(BATCHES, 1)))
     found = sorted([await peer.next() for _ in BATCHES], key=lambda one: one.request)
     return [one for answer in found for one in wire.read_signed_many(answer.body)[1]]
 
 
-async def signed_by_vault(_peer, vault):
-    bodies = [{"batch_input": [{"input": b64(message)} for message in batch]} for batch in BATCHES]
-    found = await asyncio.gather(*(vault.data("POST", "/v1/transit/sign/default", body) for body in bodies))
-    texts = [one["signature"].rpartition(":")[2] for answer in found for one in answer["batch_results"]]
-    return [base64.b64decode(text) for text in texts]
-
-
-@pytest.mark.parametrize("flooded", [signed_one_by_one, signed_many, signed_by_vault])
+@pytest.mark.parametrize("flooded", [signed_one_by_one, signed_many])
 @one_loop
 async def test_a_flood_of_one_client_does_not_keep_another_from_its_turn(world, tmp_path, flooded, monkeypatch):
     meanwhile = counted_for(monkeypatch, "quiet")
@@ -67,21 +53,19 @@ async def test_a_flood_of_one_client_does_not_keep_another_from_its_turn(world, 
     own = authority.issue("gateway", ips=["127.0.0.1"])
     files = {"certificateFile": own.certificate, "keyFile": own.key, "clientCaFile": authority.file}
     clients = {
-        "flood": {**ME["app"], "token": TOKEN, "inFlight": 2000},
+        "flood": {**ME["app"], "inFlight": 2000},
         "quiet": {"names": ["dns:quiet.example"], "keys": ["default"]},
     }
-    listen = [f"unix:{tmp_path}/sign.sock", "tls:127.0.0.1:0", "https:127.0.0.1:0"]
+    listen = [f"unix:{tmp_path}/sign.sock", "tls:127.0.0.1:0"]
     config = world.config(maxCacheSize=0, requestTimeoutMs=60_000)
     async with site(config, tmp_path, clients, listen=listen, tls=files, inFlight=AT_THE_KEY) as gateway:
-        where = ("127.0.0.1", int(gateway.addresses[2].rsplit(":", 1)[1]))
-        vault = vault_site.Site(where, gateway.served, authority)
         issued = authority.issue("quiet", dns=["quiet.example"])
         context = ssl.create_default_context(cafile=authority.file)
         context.load_cert_chain(issued.certificate, issued.key)
         desk = gateway.server.desk
         async with gateway.peer() as peer, gateway.over_tls(context) as quiet:
             await quiet.hello()
-            flood = asyncio.create_task(flooded(peer, vault))
+            flood = asyncio.create_task(flooded(peer))
             await until(lambda: desk.open > 300)
             for number in range(1, 11):
                 await quiet.signed(sign(number, b"quiet %d" % number))
@@ -187,34 +171,3 @@ async def test_workers_of_one_client_refuse_each_other_nothing(world, tmp_path):
         await asyncio.gather(*(worker.close() for worker in workers))
         outcomes = {outcome for _, outcome in gateway.server.desk.requests}
         assert outcomes == {"OK"}
-
-
-@pytest.mark.parametrize("slot", [0, 9])
-@one_loop
-async def test_a_batch_that_is_refused_costs_its_client_what_reading_it_did(world, tmp_path, slot, monkeypatch):
-    costs, take = [], GatewayConnection.take
-
-    def noted(connection, most):
-        costs.append(take(connection, most))
-        return costs[-1]
-
-    monkeypatch.setattr(GatewayConnection, "take", noted)
-    async with site(world.config(), tmp_path) as gateway, gateway.peer() as peer:
-        for count in (2, 2000):
-            costs.clear()
-            batch = wire.SignMany("", 0, 0, [b"m"] * count)
-            found = await peer.ask(wire.sign_many(count, batch, slot=slot))
-            assert found.type is (Type.SIGNED_MANY if (count, slot) == (2, 0) else Type.ERROR)
-            assert sum(costs) == SIGN_COST + (count - 1) * MESSAGE_COST
-
-
-@one_loop
-async def test_a_refusal_is_charged_to_its_client(world, tmp_path, monkeypatch):
-    charged = []
-    monkeypatch.setattr(FrameIntake, "charge", lambda intake, cost: charged.append((intake, cost)))
-    async with site(world.config(), tmp_path) as gateway, gateway.peer() as peer:
-        await peer.refused(sign(1, b""))  # by the key manager
-        await peer.refused(sign(2, b"m", slot=9))  # before one is asked
-        await peer.signed(sign(3, b"m"))
-        own = gateway.server.desk.directory.clients["app"].intake
-    assert charged == [(own, REFUSAL_COST)] * 2

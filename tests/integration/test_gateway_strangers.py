@@ -79,15 +79,3 @@ async def test_a_flood_of_strangers_waits_for_its_turns(world, tmp_path):
         core.unknown = AddressBuckets(2, 1 / UNKNOWN)
         replies = await asyncio.gather(*(vault.asked("GET", "/v1/sys/health", token=None) for _ in range(12)))
         assert {one.status for one in replies} == {200}
-
-
-@one_loop
-async def test_connections_over_https_of_clients_are_given_back(world, tmp_path):
-    async with near_site(world.config(), tmp_path, handshakes=AddressBuckets(3, LONG_AGO)) as (vault, _):
-        health = "/v1/sys/health"
-        for _ in range(10):
-            assert (await vault.asked("GET", health)).status == 200
-        for _ in range(3):
-            assert (await vault.asked("GET", health, token=None)).status == 200
-        with pytest.raises(OSError):  # noqa: PT011  # closed before the handshake
-            await vault.asked("GET", health)

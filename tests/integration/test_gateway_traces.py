@@ -12,7 +12,6 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import NonRecordingSpan, SpanContext, StatusCode, TraceFlags, use_span
-from tests.support.gateways import FakeGateway, honest
 from tests.support.loops import one_loop
 from tests.support.terminal import PROGRAM
 from tests.support.vault_site import b64, site
@@ -23,20 +22,17 @@ import hsmcore
 from hsmcore.base.traceparent import TraceParent
 from hsmcore.gateway import Client
 from hsmcore.gateway.wire import messages as wire
-from hsmcore.gateway.wire.frames import Flag, Type, frame, traced, untraced
+from hsmcore.gateway.wire.frames import Flag, Type, frame, traced
 from hsmcore.tracing import instrument
 
 pytestmark = pytest.mark.integration
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PARENT = f"00-{TRACE}-{SPAN}-01"
 SIGN, VERIFY = "/v1/transit/sign/default", "/v1/transit/verify/default"
-_CHANGED = (
     (PARENT, ""), (PARENT, "00"), ("00-", "01-"), ("00-", "ff-"), ("00-", "00_"), ("-01", "-01-"), ("-01", "-01-00"),
     ("-01", "-010"), ("-01", "-1"), ("-01", f"-01,{PARENT}"), ("-01", '-"}'), ("-01", "-\xb2\xb2"), (TRACE, "0" * 32),
     (SPAN, "0" * 16), (TRACE, TRACE.upper()), (TRACE, TRACE[1:]), (TRACE, TRACE[:-1] + "g"), (TRACE, "4" * 4000),
 )  # fmt: skip
-HOSTILE = tuple(PARENT.replace(part, other) for part, other in _CHANGED)
-"""Values of the header that are none."""
 
 
 PARENTS = TraceParent(bytes(range(16)), bytes(range(8)), 1), TraceParent(bytes(range(1, 17)), bytes(range(1, 9)), 1)
@@ -73,17 +69,6 @@ async def test_vault_s_request_is_found_by_its_trace_and_by_its_request_id(world
     assert len(found) == len(asked)
     assert (last["operation"], last["caller"], "trace_id" in last) == ("sign", "app", False)
     assert uuid.UUID(plain["request_id"]).version == 4
-
-
-@one_loop
-async def test_a_traceparent_that_is_none_is_ignored(world, tmp_path):
-    config = world.config(maxCacheSize=0, auditLogFile=str(tmp_path / "audit.log"))
-    async with site(config, tmp_path) as vault:
-        for hostile in HOSTILE:
-            await vault.data("POST", SIGN, {"input": b64(b"m")}, headers={"traceparent": hostile})
-        found = await records(vault.manager, operation="sign")
-    assert len(found) == len(HOSTILE)
-    assert not any("trace_id" in one for one in found)
 
 
 # ---- the wire --------------------------------------------------------------------------------------------------------
@@ -166,23 +151,3 @@ async def test_a_trace_that_is_none_ends_its_connection_only(world, tmp_path):
                 )
                 assert await peer.ends() == b""
         assert await good.signed(traced(sign(1, b"m"), parent))
-
-
-@one_loop
-async def test_a_client_tells_a_trace_only_to_a_gateway_that_knows_them(tmp_path):
-    path = str(tmp_path / "fake.sock")
-    for kinds, knows in ((wire.ALL_KINDS, False), (1 << 8, False), (wire.UNLIMITED, True), (wire.TRACES, True)):
-        async with FakeGateway(path) as fake:
-            fake.kinds, fake.answer = kinds, _answered
-            async with Client(f"unix:{path}") as km:
-                with asked_within(PARENTS[0]):
-                    await km.sign(b"m")
-                    await km.sign_many([b"a"])
-                await km.sign(b"outside")
-            asked = fake.received(Type.SIGN) + fake.received(Type.SIGN_MANY)
-        assert [bool(one.flags & Flag.TRACED) for one in asked] == [knows, False, knows]
-        assert {untraced(one)[1] for one in asked if one.flags} == ({PARENTS[0]} if knows else set())
-
-
-def _answered(fake, connection, one):
-    honest(fake, connection, untraced(one)[0] if one.flags & Flag.TRACED else one)

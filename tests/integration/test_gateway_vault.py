@@ -21,11 +21,10 @@ from tests.support.managers import becomes
 from tests.support.vault_site import TOKEN, b64, called, near, site
 
 import hsmcore
-from hsmcore.errors import HsmError, KeyNotCurrent
+from hsmcore.errors import KeyNotCurrent
 from hsmcore.gateway import server
 from hsmcore.gateway.front.link import RemoteKey
 from hsmcore.gateway.vault.face import Transit
-from hsmcore.gateway.versions import Versions
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import Splitter, Type, unlabelled
 
@@ -471,21 +470,6 @@ def frame_of(data):
 
 
 @one_loop
-async def test_a_version_that_signed_before_its_number_was_read_has_that_of_the_ring(
-    fresh_token, tmp_path, monkeypatch
-):
-    async with site(fresh_token().config(**rules(tmp_path)), tmp_path) as vault:
-        assert (await vault.data("POST", SIGN, {"input": b64(M)}))["key_version"] == 1
-        with monkeypatch.context() as patched:
-            patched.setattr(vault.served.server, "keys_changed", lambda: None)
-            patched.setattr(vault.served.server, "tell_keys", lambda: None)  # a busy loop has not come to either
-            await vault.manager.rotate_key("test")
-            for body in ({"input": b64(M)}, {"batch_input": [{"input": b64(M)}]}):
-                signed = await vault.data("POST", SIGN, body)
-                assert signed.get("batch_results", [signed])[0]["key_version"] == 2
-
-
-@one_loop
 async def test_a_key_that_is_in_no_ring_has_a_number_of_its_own(fresh_token, tmp_path):
     members = Members(tmp_path, fresh_token, SAME, OTHER)
     config = members.config(failover={"acceptOtherKeys": ["secondary"]})
@@ -509,35 +493,3 @@ async def test_a_key_that_is_in_no_ring_has_a_number_of_its_own(fresh_token, tmp
         for message, signed in ((M, first), (b"other", other)):
             asked = {"input": b64(message), "signature": signed["signature"]}
             assert await vault.data("POST", VERIFY, asked) == {"valid": True}
-
-
-@one_loop
-async def test_a_signature_is_labelled_while_the_store_does_not_answer(fresh_token, tmp_path, monkeypatch):
-    async with site(fresh_token().config(**rules(tmp_path)), tmp_path) as vault:
-        found = Versions(vault.manager)
-
-        async def silent(_keys):
-            raise HsmError("the state store does not answer", status="SYSTEM")
-
-        public_key = vault.manager.public_key
-        with monkeypatch.context() as patched:
-            patched.setattr("hsmcore.state.keys.Keys.all", silent)
-            number = await found.of(public_key)
-        assert await found.of(public_key) == 1 != number
-        assert found.key(number).public_key == found.key(1).public_key == public_key
-        assert found.public_key(number) == found.public_key(1) == public_key
-
-
-@one_loop
-async def test_several_key_managers_are_several_keys(world, tmp_path):
-    keys = {"a": "ed25519", "b": "ecdsa-p256"}
-    blocks = {name: world.config(key)["sequencer"]["keyManager"] for name, key in keys.items()}
-    clients = {"app": {"token": TOKEN, "keys": ["b", "a"]}}
-    async with site({"sequencer": {"keyManagers": blocks}}, tmp_path, clients) as vault:
-        assert await vault.data("LIST", "/v1/transit/keys") == {"keys": ["a", "b"]}
-        for name, kind in keys.items():
-            assert (await vault.data("GET", f"/v1/transit/keys/{name}"))["type"] == kind
-            signed = await vault.data("POST", f"/v1/transit/sign/{name}", {"input": b64(M)})
-            asked = {"input": b64(M), "signature": signed["signature"]}
-            assert await vault.data("POST", f"/v1/transit/verify/{name}", asked) == {"valid": True}
-        assert await vault.data("POST", "/v1/transit/verify/a", asked) == {"valid": False}

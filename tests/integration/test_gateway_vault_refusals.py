@@ -23,7 +23,7 @@ from tests.support.vault_site import TOKEN, NearCore, b64, called, near_site, si
 
 from hsmcore.base.listening import http
 from hsmcore.base.listening.connections import MAX_CONNECTIONS
-from hsmcore.gateway.vault.face import MAX_BODY_BYTES, Transit
+from hsmcore.gateway.vault.face import Transit
 
 pytestmark = pytest.mark.integration
 M = b"a message"
@@ -215,39 +215,6 @@ async def test_each_request_to_sign_or_verify_is_counted_once_by_outcome(world, 
 
 
 @one_loop
-async def test_an_unforeseen_error_is_counted_and_nothing_of_it_goes_out(world, tmp_path, monkeypatch):
-    async def fails(*_arguments, **_options):
-        raise RuntimeError("secret")
-
-    monkeypatch.setattr("hsmcore.gateway.front.link.RemoteKey.ask", fails)
-    async with near_site(world.config(), tmp_path) as (vault, core):
-        assert await vault.refused(500, "POST", SIGN, {"input": b64(M)}) == "internal error"
-        core.reports.tick()
-        assert core.told() == [["counted", [["app", "INTERNAL", 1]]]]
-
-
-@one_loop
-async def test_a_request_that_meets_a_change_of_the_clients_is_asked_once_more(world, tmp_path, monkeypatch):
-    async with near_site(world.config(), tmp_path) as (vault, core):
-        connection, refused = core.connection, []
-
-        def once_refused(*who):
-            if refused:
-                return connection(*who)
-            refused.append(who)
-            own, theirs = socket.socketpair()
-            own.setblocking(False)
-            theirs.close()  # as the process with the keys does with what an old list of clients says
-            return own
-
-        monkeypatch.setattr(core, "connection", once_refused)
-        assert await vault.data("POST", SIGN, {"input": b64(M)})
-        assert refused == [("vault", "app", "127.0.0.1")]
-        core.clients.keys["app"].append("other")  # which the process with the keys lists no more
-        assert "other" in await vault.refused(403, "POST", "/v1/transit/sign/other", {"input": b64(M)})
-
-
-@one_loop
 async def test_what_a_key_cannot_do_is_refused_by_name(world, tmp_path):
     async with site(world.config(), tmp_path) as vault:
         for body, said in UNSUPPORTED:
@@ -278,20 +245,6 @@ async def test_what_is_no_request_of_the_api_is_refused(world, tmp_path):
         assert await vault.data("GET", KEY)
 
 
-@one_loop
-async def test_large_requests_are_refused_before_they_are_read(world, tmp_path):
-    async with site(world.config(), tmp_path) as vault:
-        fits = b'{"input":"YQ==","padding":"' + b"a" * (MAX_BODY_BYTES - 29) + b'"}'
-        assert len(fits) == MAX_BODY_BYTES
-        assert (await vault.asked("POST", SIGN, fits)).status == 200
-        assert "at most" in await vault.refused(413, "POST", SIGN, fits + b" ")
-        reply = await vault.asked("POST", SIGN, fits + b" ", token=None)
-        assert reply.status == 403
-        long = {"X-Long": "a" * http.MAX_HEAD_BYTES}
-        reply = await vault.asked("GET", KEY, headers=long)
-        assert reply.status in (400, 431)
-
-
 def talk(vault, data, *, shut=False):
     """What comes back for some bytes, until the server closes. `shut`: hang up instead."""
     with (
@@ -308,47 +261,7 @@ def talk(vault, data, *, shut=False):
         return found
 
 
-def knock(vault, data):
-    """The same without TLS."""
-    with socket.create_connection(vault.where, timeout=20) as link:
-        link.sendall(data)
-        try:
-            return link.recv(65536)
-        except ConnectionResetError:
-            return b""
-
-
 HEAD = f"POST {SIGN} HTTP/1.1\r\nHost: h\r\nX-Vault-Token: {TOKEN}\r\n".encode()
-GARBAGE = [
-    b"\0" * 100, b"GET\r\n\r\n", HEAD + b"Content-Length: -1\r\n\r\n",
-    HEAD + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\nabc", HEAD + b"X: " + b"a" * 100_000 + b"\r\n\r\n",
-    HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + HEAD + b"Content-Length: 0\r\n\r\n",
-    HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: h\r\n\r\n",
-]  # fmt: skip
-
-
-@one_loop
-async def test_garbage_is_refused_and_recorded(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(http, "REQUEST_SECONDS", 0.5)
-    async with near_site(world.config(auditLogFile=str(tmp_path / "audit.log")), tmp_path) as (vault, core):
-        for data in GARBAGE:
-            answer = await asyncio.to_thread(talk, vault, data)
-            # 431 is for a head that is too long, if it came whole: of one in pieces h11 says 400
-            statuses = (b"HTTP/1.1 400 ", b"HTTP/1.1 431 ") if len(data) > http.MAX_HEAD_BYTES else b"HTTP/1.1 400 "
-            assert not answer or answer.startswith(statuses), (data[:80], answer[:200])
-            assert answer.count(b"HTTP/1.1 ") <= 1, data[:80]  # nothing behind it is taken for a request
-            assert b"Traceback" not in answer
-        await asyncio.to_thread(knock, vault, b"GET / HTTP/1.1\r\n\r\n")
-        await vault.data("GET", KEY)
-
-        why = set()
-
-        async def recorded():
-            core.reports.tick()
-            why.update(one[3] for one in core.told() if one[0] == "refused")
-            return "not HTTP" in why and any("HTTP_REQUEST" in one for one in why)
-
-        await becomes(recorded)
 
 
 @one_loop
@@ -379,28 +292,6 @@ async def test_a_crowd_of_idle_connections_keeps_no_client_out(world, tmp_path):
         await asyncio.to_thread(crowd)
         await vault.data("GET", KEY)
         await becomes(lambda: is_refused(vault, "127.0.0.1", "it said nothing", "https"))
-
-
-@one_loop
-async def test_an_open_request_is_answered_when_the_gateway_ends(world, shim, tmp_path):
-    config = world.config(settings={"modulePath": shim.path}, maxCacheSize=0)
-    async with site(config, tmp_path) as vault:
-        shim.hold()
-        asked = asyncio.create_task(vault.asked("POST", SIGN, {"input": b64(M)}))
-        await shim.until_inside(1)
-        ending = asyncio.create_task(vault.served.drain())
-
-        async def refuses():
-            try:
-                await vault.asked("GET", KEY)
-            except OSError:
-                return True
-            return False
-
-        await becomes(refuses)
-        shim.release()
-        assert (await asked).status == 200
-        assert await ending
 
 
 TEXT = st.one_of(

@@ -4,7 +4,7 @@ import pytest
 from nacl.signing import VerifyKey
 from tests.integration.test_rotation import rules
 from tests.support.loops import one_loop
-from tests.support.wire_site import ME, many, sign, site
+from tests.support.wire_site import many, sign, site
 
 from hsmcore.errors import HsmError
 from hsmcore.gateway.wire import messages as wire
@@ -64,16 +64,3 @@ async def test_a_number_that_was_told_before_the_ring_was_read_holds(fresh_token
             assert (await peer.signed(sign(number, M, version=version))).version == version
         found = await peer.ask(many(3, M, b"other", version=made))
         assert wire.read_signed_many(found.body)[0] == made
-
-
-@one_loop
-async def test_each_key_manager_numbers_its_own_versions(world, tmp_path):
-    blocks = {name: world.config(name)["sequencer"]["keyManager"] for name in ("ed25519", "ecdsa-p256")}
-    clients = {"app": {**ME["app"], "keys": list(blocks)}}
-    async with site({"sequencer": {"keyManagers": blocks}}, tmp_path, clients) as gateway, gateway.peer() as peer:
-        assert [(one.slot, one.version, one.algorithm) for one in peer.welcome.keys] == [
-            (0, 1, "ed25519"),
-            (1, 1, "ecdsa-p256"),
-        ]
-        for slot in (0, 1):
-            assert (await peer.signed(sign(slot + 1, M, slot=slot, version=1))).version == 1

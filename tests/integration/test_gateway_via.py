@@ -1,7 +1,6 @@
 """A record says by which way its request came: who connected, on which connection, with which number."""
 
 import asyncio
-import http.client
 import json
 import os
 import subprocess
@@ -10,8 +9,6 @@ import pytest
 from tests.support.gateways import gateway
 from tests.support.loops import one_loop
 from tests.support.terminal import PROGRAM
-from tests.support.vault_site import TOKEN, b64
-from tests.support.vault_site import site as vault_site
 from tests.support.wire_site import ME, many, sign, site
 
 from hsmcore.base.traceparent import TraceParent
@@ -70,29 +67,6 @@ async def test_each_request_is_found_by_its_process_its_connection_and_its_numbe
         assert [record["message_bytes"] for record in some] == [len(b"two 7")]
         assert await records(served.manager, **{"via.request": 7, "via.connection": second + 1}) == []
         assert key.current
-
-
-@one_loop
-async def test_vaults_records_say_from_where(world, tmp_path):
-    config = world.config(maxCacheSize=0, auditLogFile=str(tmp_path / "audit.log"))
-    async with vault_site(config, tmp_path) as vault:
-        said = (await vault.asked("POST", "/v1/transit/sign/default", {"input": b64(b"m")})).json()
-        [record] = await records(vault.manager, request_id=said["request_id"])
-        assert record["via"] == {"peer": "127.0.0.1"}
-        other = await asyncio.to_thread(asked_from, vault, "127.0.0.2")  # over the same connection of the front
-        [record] = await records(vault.manager, request_id=other)
-        assert record["via"] == {"peer": "127.0.0.2"}
-        assert len(vault.served.server.inner) == 1
-
-
-def asked_from(vault, address):
-    """Have a message signed from an address of this host. Returns the request's id."""
-    context = vault.trusting()
-    link = http.client.HTTPSConnection(*vault.where, timeout=60, context=context, source_address=(address, 0))
-    link.request("POST", "/v1/transit/sign/default", json.dumps({"input": b64(b"n")}), {"X-Vault-Token": TOKEN})
-    said = json.loads(link.getresponse().read())
-    link.close()
-    return said["request_id"]
 
 
 @pytest.mark.usefixtures("terminal")

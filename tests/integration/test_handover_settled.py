@@ -128,18 +128,6 @@ async def test_while_the_chain_does_not_say_which_key_it_obeys_nothing_is_done_o
 
 
 @one_loop
-async def test_a_handover_that_returns_while_the_chain_obeys_the_old_key_is_undone(fresh_token, tmp_path):
-    manager, chain = hsmcore.create_key_manager(fresh_token().config(**rules(tmp_path))), Chain(moves=False)
-    manager.on_rotation(chain)
-    async with manager:
-        old = await manager.get_current_key_id()
-        with pytest.raises(HsmError, match="the chain obeys the old key"):
-            await manager.rotate_key()
-        assert await on_token(manager) == {old}
-        assert [call[0] for call in chain.calls] == ["handover"], "there is nothing to revert"
-
-
-@one_loop
 @pytest.mark.parametrize("fails", [0, 1])
 async def test_the_new_key_is_kept_until_the_chain_obeys_the_old_one(fresh_token, tmp_path, fails):
     """The handover raises, or an operator aborts a rotation that waits; then the chain says nothing for a while."""

@@ -234,25 +234,6 @@ async def test_a_list_is_walked_to_the_holder(tmp_path):
 
 
 @one_loop
-async def test_a_gateway_of_another_fleet_is_passed_over(tmp_path):
-    first, second = str(tmp_path / "1.sock"), str(tmp_path / "2.sock")
-    async with FakeGateway(first) as mine, FakeGateway(second) as other:
-        other.public_keys = [os.urandom(32)]
-        with calling(first, second, timeout_ms=1500) as sign:
-            await asyncio.to_thread(sign.begin)
-
-            def ends(served, connection, one):
-                connection.transport.write(wire.goaway(1000, "stopped"))
-                connection.transport.abort()
-                served.answer = honest
-
-            mine.answer = ends
-            assert (await sign())[0] == 0
-            assert other.accepted
-            assert not other.received(Type.SIGN)
-
-
-@one_loop
 async def test_an_ecdsa_signature_is_not_asked_for_twice(tmp_path):
     path = str(tmp_path / "g.sock")
 

@@ -8,8 +8,6 @@ import re
 import socket
 import subprocess
 import sys
-import zipfile
-from modulefinder import ModuleFinder
 from pathlib import Path
 
 import pytest
@@ -24,13 +22,10 @@ from tests.support.gateways import gateway
 from tests.support.loops import one_loop
 from tests.support.paths import ROOT
 from tests.support.size import each
-from tests.unit.test_versions import project
 
 from hsmcore import verify_batched
 
 PROGRAM = ROOT / "tests" / "support" / "pure_client.py"
-LATER = {"cryptography", "opentelemetry", "orjson", "structlog"}
-"""What some of its functions import, where it is there, and what verifies."""
 each_python = pytest.mark.parametrize("python", each(2, [f"python3.{minor}" for minor in MINORS]))
 
 
@@ -166,27 +161,6 @@ async def test_each_python_signs_and_says_what_is_missing_to_verify(wheel, fresh
     assert batches == []  # nothing was sent that could not be verified
 
 
-def test_it_has_the_modules_that_are_imported_and_no_more(environment, wheel, tmp_path):
-    """By the imports in its bytecode, those of functions too. No name of them is hsmcore's any more."""
-    with zipfile.ZipFile(wheel) as archive:
-        files = {
-            name.removesuffix(".py").removesuffix("/__init__") for name in archive.namelist() if name[-3:] == ".py"
-        }
-        [metadata] = [archive.read(name).decode() for name in archive.namelist() if name.endswith("/METADATA")]
-        version = project(".")["version"]
-    finder = ModuleFinder([str(environment.packages)])
-    (tmp_path / "program.py").write_text("import hsmcore_client")
-    finder.run_script(str(tmp_path / "program.py"))
-    assert {name for name in finder.modules if name.startswith("hsmcore_client")} == {
-        name.replace("/", ".") for name in files
-    }
-    absent = {name.partition(".")[0] for name in finder.badmodules} - {*sys.stdlib_module_names, "__main__"}
-    assert absent - {"hsmcore_client"} <= LATER
-    assert f"Version: {version}\n" in metadata
-    assert re.findall("Requires-Dist: (.*)", metadata) == ['cryptography>=44; extra == "verify"']
-    assert environment.run("-c", "import hsmcore_client; print(hsmcore_client.__version__)") == f"{version}\n"
-
-
 ALL = """
 import json, pkgutil, sys
 import hsmcore_client
@@ -213,12 +187,6 @@ def test_nothing_else_is_imported_but_where_something_is_verified(wheel, tmp_pat
     assert failed == {f"hsmcore_client.{name}": "cryptography" for name in verifying}
 
 
-def test_what_it_has_not_it_says(environment):
-    program = "import hsmcore_client\ntry: hsmcore_client.KeyManager\nexcept AttributeError as error: print(error)"
-    said = "hsmcore-client has no KeyManager: it is a gateway's client. Install hsmcore for the rest.\n"
-    assert environment.run("-c", program) == said
-
-
 def test_beside_hsmcore_each_is_itself(environment):
     """Both in one process: neither takes anything from the other."""
     program = f"""
@@ -235,15 +203,6 @@ assert homes == {{{str(ROOT / "core")!r}}}, homes
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.integration
-@one_loop
-async def test_the_program_of_the_readme(environment, world, tmp_path):
-    program = block("clients/python/README.md", "python")
-    async with gateway(tmp_path, world.config()) as served:
-        run = program.replace("unix:/run/hsmcore/sign.sock", served.addresses[0])
-        assert await asyncio.to_thread(environment.run, "-c", run) == "BAD_ARGUMENT False False\n"
 
 
 def test_a_program_that_runs_with_either(environment):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
 from collections import Counter
-from contextlib import AsyncExitStack
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,10 +21,10 @@ from tests.integration.test_gateway_lists import fleet, listed, refusing
 from tests.integration.test_typescript import signers
 from tests.support.doc_blocks import blocks
 from tests.support.gateways import PUBLIC_KEY, Cutter, FakeConnection, FakeGateway, fake_signature, gateway, honest
-from tests.support.managers import becomes, until
+from tests.support.managers import until
 from tests.support.paths import ROOT
 from tests.support.policed import ordered
-from tests.support.rust import PACKAGE, Probe, Tell, built, cargo, load, needs_cargo, probe, settled
+from tests.support.rust import PACKAGE, Tell, built, cargo, load, needs_cargo, probe, settled
 from tests.support.size import share
 from tests.support.verifiers import is_good
 
@@ -163,23 +161,6 @@ async def test_a_request_that_is_not_answered_ends_with_its_deadline_and_may_be_
         assert [one.request for one in fake.received(Type.CANCEL)] == [asked.request]
 
 
-async def test_a_request_without_a_gateway_ends_with_its_deadline_and_is_not_signed(program, tmp_path):
-    async with AsyncExitStack() as stack:
-        fake = await stack.enter_async_context(FakeGateway(f"{tmp_path}/s"))
-        client = await stack.enter_async_context(probe(program, f"unix:{tmp_path}/s"))
-        (tmp_path / "s").unlink()
-        for connection in fake.connections:
-            connection.transport.abort()
-        await becomes(lambda: _disconnected(client))
-        kind, code, retryable, maybe, _, why = await client.sign(b"message", ms=50)
-        assert [kind, code, retryable, maybe] == ["error", "DEADLINE_EXCEEDED", "true", "false"]
-        assert "Is `hsmcore gateway` running there?" in why
-
-
-async def _disconnected(client: Probe) -> bool:
-    return (await client.ask("state"))[1] == "0"
-
-
 async def test_a_request_is_withdrawn_when_its_caller_lets_it_go(program, tmp_path):
     async with FakeGateway(f"{tmp_path}/s") as fake, probe(program, f"unix:{tmp_path}/s") as client:
         fake.answer = lambda *_: None
@@ -213,22 +194,6 @@ async def test_a_connection_that_breaks_has_its_requests_sent_again_with_their_n
         assert [flags for _, flags, _ in asked] == [0, 0, 0, 2, 2, 2]
 
 
-async def test_another_process_is_asked_again_for_the_same_key_only(program, tmp_path):
-    def breaks(served: FakeGateway, connection: FakeConnection, one: Frame) -> None:
-        served.answer = honest
-        served.instance = os.urandom(16)
-        served.public_keys = [bytes(32)] if wire.read_sign(one).message == b"lost" else served.public_keys
-        connection.transport.abort()
-
-    async with FakeGateway(f"{tmp_path}/s") as fake, probe(program, f"unix:{tmp_path}/s") as client:
-        fake.answer = breaks
-        assert await client.sign(b"kept") == signed(b"kept")
-        fake.answer = breaks
-        kind, code, retryable, maybe, *_ = await client.sign(b"lost")
-        assert [kind, code, retryable, maybe] == ["error", "HOST_LOST", "false", "true"]
-        assert len([one for one in fake.received(Type.SIGN) if wire.read_sign(one).message == b"lost"]) == 1
-
-
 async def test_it_goes_to_the_holder_and_each_request_is_signed_once(program, tmp_path):
     async with fleet(tmp_path) as (first, second, third):
         addresses = listed([first, second, third]).split(", ")
@@ -252,17 +217,6 @@ async def test_it_goes_to_the_holder_and_each_request_is_signed_once(program, tm
             asked = sum(len(one.received(Type.SIGN)) for one in (first, second, third)) - before
             assert 0 < asked < 50, "one is open at a time until a gateway signs"
             assert {one[2] for one in told} == {"NOT_HOLDER", "DEADLINE_EXCEEDED"}
-
-
-async def test_dead_and_strange_addresses_are_passed_over(program, tmp_path):
-    async with fleet(tmp_path, "signer-1", "signer-2", "signer-3") as (first, strange, last):
-        strange.public_keys = [b"s" * 32]
-        addresses = [f"unix:{tmp_path}/nothing", *listed([first, strange, last]).split(", ")]
-        async with probe(program, *addresses) as client:
-            assert await client.sign(b"message") == signed(b"message")
-            first.answer = refusing()
-            assert await client.sign(b"another") == signed(b"another")
-            assert (strange.received(Type.SIGN), (await client.ask("state"))[0]) == ([], addresses[3])
 
 
 async def test_what_is_refused_for_want_of_room_waits_and_rotations_are_followed(program, tmp_path):
@@ -290,27 +244,6 @@ async def test_what_is_refused_for_want_of_room_waits_and_rotations_are_followed
         numbers = [one.request for one in fake.received(Type.SIGN)]
         assert numbers == sorted(set(numbers)), "each with a number of its own"
         assert [wire.read_sign(one).version for one in fake.received(Type.SIGN)] == [1, 1, 1, 2]
-
-
-def _linked(socket: Path, addresses: list[str]) -> None:
-    for address in addresses:
-        Path(address.removeprefix("unix:")).symlink_to(socket)
-
-
-async def test_what_many_hosts_refuse_and_one_has_no_room_for_is_signed_in_the_end(program, tmp_path):
-    addresses = [f"unix:{tmp_path}/s", *(f"unix:{tmp_path}/s{number}" for number in range(40))]
-    said = iter(["NOT_HOLDER"] * len(addresses) + ["QUEUE_FULL"])
-
-    def refuses(served: FakeGateway, connection: FakeConnection, one: Frame) -> None:
-        if status := next(said, None):
-            connection.transport.write(wire.error(one.request, wire.Refusal(True, False, 1, status, "RETRY", "no")))
-        else:
-            honest(served, connection, one)
-
-    _linked(tmp_path / "s", addresses[1:])
-    async with FakeGateway(f"{tmp_path}/s") as fake, probe(program, *addresses, PROBE_PING_MS="60000") as client:
-        fake.answer = refuses
-        assert await client.sign(b"message") == signed(b"message")
 
 
 async def test_silence_is_found_by_a_ping_and_the_connection_made_again(program, tmp_path):
@@ -343,19 +276,6 @@ async def test_a_signature_that_does_not_verify_is_not_handed_out(program, tmp_p
         good = verifiable(b"message").hex()
         assert await client.ask("verify", "default", b"message".hex(), good) == ["true"]
         assert await client.ask("verify", "default", b"another".hex(), good) == ["false"]
-
-
-@pytest.mark.parametrize(("ahead", "version"), [(0, 2), (1, 1)], ids=["version", "number"])
-async def test_an_answer_to_what_was_not_asked_ends_the_connection(program, tmp_path, ahead, version):
-    def other(served: FakeGateway, connection: FakeConnection, one: Frame) -> None:
-        served.answer = honest
-        made = Receipt(bytes(64), "", b"", "", "primary", False, 0, None)
-        connection.transport.write(wire.signed(one.request + ahead, version, made))
-
-    async with FakeGateway(f"{tmp_path}/s") as fake, probe(program, f"unix:{tmp_path}/s") as client:
-        fake.answer = other
-        assert await client.sign(b"message") == signed(b"message")
-        assert fake.accepted == 2
 
 
 class Liar:
@@ -467,15 +387,6 @@ async def test_cut_connections_and_drains_cost_no_request_and_no_second_signatur
 
         made = await load(program, tmp_path, draining, served.addresses[0])
         settled(tmp_path, made)
-
-
-async def test_who_is_not_admitted_is_told_at_once(program, fresh_token, tmp_path):
-    client = {"test": {"uid": [os.getuid() + 1], "keys": ["default"]}}
-    async with gateway(tmp_path, fresh_token().config(), clients=client) as served:
-        done = await asyncio.to_thread(
-            subprocess.run, [program, "ask", *served.addresses], stdout=subprocess.PIPE, text=True, check=True
-        )
-    assert done.stdout.split("\t")[:4] == ["error", "POLICY_REFUSED", "false", "false"]
 
 
 async def test_a_policy_refuses_and_a_position_is_signed_once(program, fresh_token, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from base64 import b64decode
 
 import pytest
@@ -12,11 +11,11 @@ from solders.message import to_bytes_versioned
 from solders.pubkey import Pubkey
 from solders.signature import Signature
 from solders.transaction import VersionedTransaction
-from tests.integration.test_key_binding import LEVELS, fail_back, fail_over, key_of
+from tests.integration.test_key_binding import LEVELS, key_of
 from tests.support.chaos import needs_chaos
 from tests.support.levels import OTHER, SAME, Site
 from tests.support.loops import one_loop
-from tests.support.managers import becomes, counters, opened, start
+from tests.support.managers import becomes, counters, opened
 from tests.support.solana_keys import UNSIGNED, VERSIONS, Svm, memo, memo_transaction, message_of, unsigned
 
 import hsmcore
@@ -174,14 +173,6 @@ async def test_errors_of_a_manager_that_is_not_open(world):
     assert caught.value.code is SignerErrorCode.NOT_AVAILABLE
 
 
-@one_loop
-async def test_an_ecdsa_key_has_no_address(world):
-    async with opened(world.config("ecdsa-p256")) as km:
-        with pytest.raises(SignerError) as caught:
-            HsmcoreSigner(km)
-        assert caught.value.code is SignerErrorCode.INVALID_PUBLIC_KEY
-
-
 # ---- another key signs by then ---------------------------------------------------------------------------------------
 
 
@@ -214,31 +205,6 @@ async def test_a_key_that_was_rotated_away_gets_no_signature(fresh_token):
         assert [chain.refusal(one) for one in batch] == [None] * 3
 
 
-@one_loop
-async def test_batches_while_the_key_changes(fresh_token):
-    """A batch is signed by the key that it was built for, or not at all."""
-    token = fresh_token(*TWO)
-    ids = [token.keys["next"].id, token.keys["ed25519"].id]
-    async with opened(token.config(**UNCACHED)) as km:
-        signer = HsmcoreSigner(km)
-        outcomes = set()
-        for number in range(40):
-            switch = start(km.set_current_key_id(ids[number % 2]))
-            for _ in range(number // 2 % 8):
-                await asyncio.sleep(0)
-            batch = [memo_transaction("v1", [signer.pubkey], b"%d %d" % (number, n)) for n in range(8)]
-            [found] = await asyncio.gather(signer.sign_transactions(batch), return_exceptions=True)
-            await switch
-            if isinstance(found, SignerError):
-                outcomes.add("refused")
-                assert "was built for" in cause(found)
-                assert [one.signatures for one in batch] == [[UNSIGNED]] * 8
-            else:
-                outcomes.add("signed")
-                assert all(verify_transaction(one) for one in batch)
-        assert outcomes == {"signed", "refused"}
-
-
 @needs_chaos
 @one_loop
 async def test_a_token_that_is_down_is_not_available(site):
@@ -258,28 +224,6 @@ async def test_a_token_that_is_down_is_not_available(site):
 
 async def unavailable(signer: HsmcoreSigner) -> bool:
     return not await signer.is_available()
-
-
-@needs_chaos
-@one_loop
-async def test_another_level_has_another_key(site):
-    place = site(SAME, OTHER)
-    async with opened(place.config(failover=LEVELS)) as km:
-        signer = HsmcoreSigner(km)
-        chain = Svm(signer.pubkey)
-        batch = chain.transfers("legacy", signer.pubkey, 3)
-        await fail_over(km)
-        assert not await signer.is_available()
-        for asked in (signer.sign_transactions(batch), signer.sign_message(b"text")):
-            with pytest.raises(SignerError) as caught:
-                await asked
-            assert f"built for {address(key_of(place, 0))}" in cause(caught.value)
-            assert f"the key that signs now is {address(key_of(place, 1))}" in cause(caught.value)
-        assert [one.signatures for one in batch] == [[UNSIGNED]] * 3
-        await fail_back(km)
-        assert await signer.is_available()
-        await signer.sign_transactions(batch)
-        assert [chain.refusal(one) for one in batch] == [None] * 3
 
 
 @needs_chaos

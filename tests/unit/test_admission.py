@@ -55,29 +55,6 @@ def known(each: int, until: int = 10**13) -> AdmissionControl:
     return admission
 
 
-@given(
-    each=st.integers(1_000, 500 * MS),
-    at_once=st.integers(1, 40),
-    seed=st.integers(0, 2**32),
-)
-@settings(deadline=None, max_examples=share(20))
-def test_a_steady_server_is_measured(each, at_once, seed):
-    admission, dice = AdmissionControl(), random.Random(seed)
-    now = SECOND
-    for _ in range(80):
-        for _ in range(max(1, 6 * MS // (each * at_once))):
-            now += max(1, round(each * at_once * dice.uniform(0.9, 1.1)))
-            admission.note(now, at_once, True)
-    assert each * 0.8 <= admission.each_ns <= each * 1.25
-
-
-@given(each=st.integers(1_000, 100 * MS), ahead=st.integers(0, 100_000), limit=st.integers(1, 100 * SECOND))
-@settings(deadline=None, max_examples=share(20))
-def test_a_request_is_late_beyond_four_fifths_of_its_time(each, ahead, limit):
-    admission = known(each)
-    assert admission.is_late(ahead, limit) == ((ahead + 1) * admission.each_ns > limit - limit // 5)
-
-
 def test_nothing_is_late_before_anything_was_measured():
     admission = AdmissionControl()
     assert not admission.is_late(10**6, 1)
@@ -100,17 +77,6 @@ def test_a_pause_of_the_module_refuses_no_request(each, pause, answers):
     admission.note(now, 0, True)
     serve(admission, now, each, answers)
     assert admission.each_ns <= before * 1.25 + 1
-
-
-def test_an_outage_in_the_first_windows_refuses_no_request():
-    """Nothing is known yet beside it."""
-    admission = AdmissionControl()
-    admission.serve_with(4)
-    admission.note(SECOND, 0, True)
-    admission.note(2 * SECOND, 1, True)
-    assert not admission.refuses(16, 1, 5 * SECOND)
-    serve(admission, 2 * SECOND, 100_000, 1_000)
-    assert 0 < admission.each_ns < 200_000
 
 
 @given(slow=st.integers(MS, SECOND), fast=st.integers(1_000, 100_000))
@@ -155,26 +121,6 @@ def test_at_the_limit_one_request_more_is_refused():
                 is_over = ahead + count > servers and old.is_late(ahead + count - 1, 2 * each)
                 assert old.refuses(ahead, count, 2 * each) == (is_over and ahead >= servers)
                 assert (old.each_ns == 0) == (is_over and ahead < servers)
-
-
-def test_a_measurement_ends_with_the_time_that_a_request_may_wait():
-    admission = known(10 * MS, time.monotonic_ns())
-    admission.serve_with(2)
-    limit = SECOND // 2
-    assert admission.refuses(0, 100, limit)
-    time.sleep(0.6)
-    assert admission.refuses(2, 100, limit), "those that are under way will be a measurement"
-    assert not admission.refuses(1, 100, limit)
-    assert admission.each_ns == 0
-
-
-def test_lone_requests_do_not_keep_a_measurement_alive():
-    """They say nothing about how fast requests are answered while others wait."""
-    now = time.monotonic_ns()
-    admission = known(100 * MS, now - SECOND)
-    admission.serve_with(1)
-    serve(admission, now - SECOND, 20 * MS, 50, loaded=False)
-    assert not admission.refuses(0, 100, SECOND // 2)
 
 
 @given(before=st.integers(10_000, MS), factor=st.floats(1.0, 8.0))

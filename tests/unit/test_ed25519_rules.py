@@ -11,7 +11,6 @@ from nacl.exceptions import BadSignatureError
 from nacl.signing import VerifyKey
 from solders.pubkey import Pubkey
 from solders.signature import Signature
-from tests.support.edwards import BASE, EIGHTH, NEUTRAL, ORDER, encoded, times
 from tests.support.loops import one_loop
 from tests.support.paths import ROOT
 from tests.vectors.make_rules import cases
@@ -38,17 +37,6 @@ def test_the_file_is_what_the_mathematics_give():
         (False, True, True),  # refused for R, key or S alone
         (False, False, True),
     }
-
-
-def test_the_group_is_that_of_libsodium():
-    from nacl.bindings import crypto_core_ed25519_is_valid_point, crypto_scalarmult_ed25519_base_noclamp
-
-    assert (times(ORDER, BASE), times(8, EIGHTH)) == (NEUTRAL, NEUTRAL)
-    assert times(4, EIGHTH) != NEUTRAL
-    for number in (1, 2, 7**40, ORDER - 1):
-        point = crypto_scalarmult_ed25519_base_noclamp(number.to_bytes(32, "little"))
-        assert encoded(times(number, BASE)) == point
-        assert crypto_core_ed25519_is_valid_point(point)
 
 
 @each_case

@@ -108,10 +108,6 @@ def test_a_token_that_is_none_is_refused_and_not_shown(token):
     assert token not in str(caught.value)
 
 
-def test_a_token_of_the_first_and_the_last_printable_character_is_one():
-    assert as_told(Directory({"app": rules(token="!~" * 16)})).by_token("!~" * 16) == "app"
-
-
 def test_a_token_is_one_client_s():
     with pytest.raises(ConfigurationError, match="client 'one'"):
         Directory({"one": rules(token=TOKEN), "two": rules(token=TOKEN)})
@@ -144,24 +140,6 @@ def test_requests_in_flight_are_limited():
     with pytest.raises(BadArgument) as final:  # what can never be open at a time is not asked for again
         client.begin(4)
     assert not final.value.retryable
-
-
-def test_a_rate_has_bursts_and_says_when_there_is_room(clock):
-    client = OpenWork(KnownClient("app", rules(uid=[1], perSecond=10)), 256)
-    client.begin(10, signs=True)
-    with pytest.raises(QueueFull) as caught:
-        client.begin(1, signs=True)
-    assert caught.value.retry_after_ms == 100
-    assert client.open == 10  # what is refused is not counted
-    clock[0] += 100_000_000
-    client.begin(1, signs=True)
-    with pytest.raises(QueueFull):
-        client.begin(1, signs=True)
-    clock[0] += 3_600_000_000_000
-    client.begin(10, signs=True)
-    with pytest.raises(QueueFull):
-        client.begin(1, signs=True)
-    client.begin(1, signs=False)  # what is no signature has no rate
 
 
 @given(

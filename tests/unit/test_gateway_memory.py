@@ -53,20 +53,6 @@ def session(room):
     return ReplaySession(room)
 
 
-def test_a_request_is_new_then_open_then_answered(session):
-    assert session.find(1, asked()) is None
-    request = object()
-    session.open[1] = asked(), request
-    assert session.find(1, asked()) is request
-    session.close(1, b"answer", 0.0)
-    assert session.find(1, asked()) == b"answer"
-
-
-def test_sent_again_is_the_same_request(session):
-    answered(session, 1)
-    assert session.find(1, asked(flags=Flag.AGAIN)) == b"1"
-
-
 @pytest.mark.parametrize(
     "other",
     [asked(b"other"), asked(flags=Flag.HAS_POSITION), asked(slot=1), asked(kind=Type.SIGN_MANY), asked(b"m" * 5000)],
@@ -84,25 +70,6 @@ def test_long_bodies_are_told_apart(session):
     assert session.find(1, asked(b"m" * 5000)) == b"1"
     with pytest.raises(BadArgument):
         session.find(1, asked(b"m" * 4999 + b"n"))
-
-
-def test_what_is_forgotten_is_refused_and_not_signed_again(session):
-    for number in range(1, 7):
-        answered(session, number, at=float(number))
-    session.expire(3.0)
-    assert session.remembered == 4
-    assert session.find(3, asked()) == b"3"
-    assert forgotten(session, 2)
-
-
-def test_a_number_that_comes_behind_higher_ones_is_new(session):
-    """One connection of a process stalls while another one goes on, for longer than answers are remembered."""
-    for number in (1, 2, 5, 6, 9):
-        answered(session, number)
-    session.expire(1.0)
-    assert session.remembered == 0
-    answered(session, 4)
-    assert [number for number in range(1, 12) if forgotten(session, number)] == [1, 2, 5, 6, 9]
 
 
 def test_no_answer_is_forgotten_for_want_of_memory(session, room):
@@ -227,28 +194,6 @@ def test_random_histories_are_those_of_a_simple_model(histories):
     """No number is signed twice, none that was never taken is refused, and no answer is lost before its time."""
     for seed in range(histories):
         history(seed)
-
-
-def test_an_acknowledgement_forgets_what_is_below_it(session):
-    for number in (1, 2, 3):
-        answered(session, number)
-    session.acknowledge(3)
-    assert session.remembered == 1
-    assert forgotten(session, 2)
-    assert session.find(3, asked()) == b"3"
-    began(session, 4)
-    session.acknowledge(6)
-    session.close(4, b"late", 0.0)
-    assert session.remembered == 0
-    assert forgotten(session, 5)
-
-
-def test_answers_expire_in_their_order(session):
-    answered(session, 2, at=1.0)
-    answered(session, 1, at=2.0)
-    session.expire(2.0)
-    assert session.find(1, asked()) == b"1"
-    assert forgotten(session, 2)
 
 
 def test_a_session_lasts_while_anything_is_left_of_it():

@@ -465,64 +465,12 @@ def serve(world: World) -> None:
     world.no_message_has_two_keys()
 
 
-def test_after_a_break_the_first_answer_is_given(world):
-    channel, request = started(world, "ecdsa-p256")
-    [made] = world.made[b"message 0"]
-    world.drop(channel)
-    world.rotate()  # it was signed before, so the key that signs now does not matter
-    world.connect()
-    serve(world)
-    assert request.future.result() == made
-
-
-def test_another_process_signs_again_with_the_same_key_only(world):
-    _, request = started(world)
-    world.killed(reversed_numbers=True)
-    world.connect()
-    serve(world)
-    assert [request.future.result()] == list(world.made[b"message 0"])
-
-
-def test_another_process_is_not_asked_to_sign_with_another_key(world):
-    _, request = started(world)
-    world.rotate()
-    world.killed(reversed_numbers=True)
-    world.connect()
-    serve(world)
-    error = request.future.exception()
-    assert isinstance(error, KeyNotCurrent)
-    assert error.maybe_signed
-
-
 def test_another_process_is_not_asked_for_a_second_ecdsa_signature(world):
     _, request = started(world, "ecdsa-p256")
     world.killed(reversed_numbers=False)
     world.connect()
     assert not world.channels[0].out
     assert request.future.exception().maybe_signed
-
-
-def test_a_process_that_has_forgotten_is_another_one(world):
-    channel, request = started(world, "ecdsa-p256")
-    world.drop(channel)
-    world.time_passes(90.0)
-    world.connect()
-    assert not world.channels[0].out
-    assert request.future.exception().maybe_signed
-
-
-def test_what_another_process_refuses_may_have_been_signed(world):
-    _, request = started(world)
-    world.killed(reversed_numbers=False)
-    world.connect()
-    world.full = True
-    serve(world)
-    assert not request.future.done()  # there may be room until its deadline
-    world.loop.now += 600
-    world.turn()
-    error = request.future.exception()
-    assert error.status in ("QUEUE_FULL", "DEADLINE_EXCEEDED")
-    assert error.maybe_signed
 
 
 @pytest.mark.parametrize("told_first", [True, False])
@@ -555,21 +503,6 @@ def test_a_request_for_one_key_is_not_signed_with_another(world):
     assert not error.maybe_signed
 
 
-def test_what_a_gateway_refuses_because_it_ends_goes_to_the_next_one(world):
-    world.begin("ed25519", 100)
-    world.ask(500, kind=Type.SIGN)
-    [channel], [(_, request)] = world.channels, world.asked
-    channel.going, channel.ready = True, False
-    serve(world)
-    assert not request.future.done()
-    world.killed(reversed_numbers=False)
-    world.rotate()
-    world.connect()
-    serve(world)
-    assert world.ledger[b"message 0"] == {world.public_keys[1]}
-    assert request.future.result()
-
-
 @pytest.mark.parametrize("withheld", [False, True])
 def test_a_holder_that_was_not_sure_of_it_gives_another_answer_later(world, withheld):
     world.begin("ed25519", 100)
@@ -598,47 +531,6 @@ def test_an_outbox_that_ended_fails_what_is_open_and_takes_nothing():
     with pytest.raises(EngineClosed, match="the client is closed"):
         world.ask(500, kind=Type.SIGN)
     world.loop.close()
-
-
-def test_numbers_are_acknowledged_in_batches():
-    """One ACK for many answers, and none that is above what is open."""
-    loop = Clock()
-    channels: list = []
-    outbox = RequestOutbox(loop, 1000, channels, lambda _: None)
-    outbox.credits = 50
-    session = GatewaySession(bytes(16), 0, REMEMBERS, 1000, 100)
-    session.learn((wire.Key(0, 1, True, "ed25519", "00", bytes(32), 0xFFFF),))
-    channel = FakeChannel(SimpleNamespace(), session)
-    channels.append(channel)
-
-    def turn() -> None:
-        loop.call_soon(loop.stop)
-        loop.run_forever()
-
-    for number in range(400):
-        request = ClientRequest(Type.SIGN, wire.Sign("", 0, None, 0, b"%d" % number), loop.create_future(), 2000.0)
-        outbox.submit(request)
-    turn()
-    first, acks, sent = 1, [], 0
-    while True:
-        frames = [channel.out.popleft() for _ in range(len(channel.out))]
-        acks += [frame.request for frame in frames if frame.type is Type.ACK]
-        asked = [frame.request for frame in frames if frame.type is Type.SIGN]
-        sent += len(asked)
-        for number in asked:
-            if number != first:  # the first one is answered last
-                answer = signed(number)
-                outbox.answered(channel, Splitter(GATEWAY_TYPES).feed(answer)[0])
-        if not asked:
-            break
-        outbox.settled()
-        turn()
-    assert sent == 400
-    assert 1 <= len(acks) <= 400 // 64
-    assert set(acks) == {first}
-    assert outbox.floor == first
-    outbox.end()
-    loop.close()
 
 
 KEY = wire.Key(0, 7, True, "ed25519", "07", bytes(32), 0xFFFF)
@@ -674,38 +566,6 @@ def answered() -> Iterator[Any]:
 
 
 SIGN, MANY = wire.Sign("", 0, None, 0, b"m"), wire.SignMany("", 0, 0, [b"a", b"b"])
-FAILED = wire.Refusal(True, False, 0, "QUEUE_FULL", "RETRY", "full")
-
-
-def test_each_kind_of_answer_settles_its_request_with_what_it_says(answered):
-    assert answered(Type.SIGN, SIGN, signed(0, b"s" * 64, 7)) == b"s" * 64
-    assert answered(Type.SIGN, SIGN, signed(0, b"s" * 64, 7, "primary", 3), full=True) == (
-        b"s" * 64,
-        "primary",
-        3,
-        KEY,
-        "",
-    )
-    assert answered(Type.SIGN, SIGN, signed(0, b"s" * 64, 7), key=None) == b"s" * 64, "no key was asked for"
-    one, other = answered(Type.SIGN_MANY, MANY, wire.signed_many(0, 7, [b"s" * 64, FAILED]), count=2)
-    assert (one, other.status) == (b"s" * 64, "QUEUE_FULL")
-    assert answered(Type.SIGN_MANY, MANY, wire.signed_many(0, 7, [b"s", b"t"]), key=None, count=2) == [b"s", b"t"]
-    assert answered(Type.MANAGE, wire.Manage("export", "07"), wire.done(0, "text")) == "text"
-    asked, key = batched.SignBatched("", 0, b"m"), KEY._replace(kinds=KINDS)
-    with pytest.raises(HsmError, match="proof"):
-        answered(Type.SIGN_BATCHED, asked, placed(0, None, "07", batches.PUBLIC, b"no proof"), key=key)
-
-
-def test_a_request_that_its_caller_leaves_is_cancelled_at_the_gateway(world):
-    world.begin("ed25519", 100)
-    for _ in range(2):
-        world.ask(500, kind=Type.SIGN)
-    [channel], [(_, left), (_, stays)] = world.channels, world.asked
-    left.future.cancel()
-    world.outbox.withdraw(left)
-    world.turn()
-    assert [frame.request for frame in channel.out if frame.type is Type.CANCEL] == [left.number]
-    assert stays.number in channel.open
 
 
 @pytest.mark.parametrize(

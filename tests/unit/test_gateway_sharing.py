@@ -85,19 +85,6 @@ def test_one_that_has_little_open_waits_behind_as_much_of_others(quiet, alone, f
     assert both["flood"] == pytest.approx(both["another"], rel=0.05)
 
 
-@pytest.mark.parametrize("count", [2, 3, 10])
-def test_flows_that_have_much_open_keep_as_much_under_way_as_there_may_be(count):
-    """What one has under way follows the others': together they come to as much as there may be."""
-    turns, flows = FairQueue(32, 1024, busy=4), [Flow() for _ in range(count)]
-    running = [flow for at in range(50) for flow in range(count) for _ in turns.take(flows[flow], (flow, at))]
-    for at in range(50, 12_000):
-        flow = running.pop(0)
-        running += [work[0] for work, _ in turns.free(flows[flow])]
-        running += [work[0] for work, _ in turns.take(flows[flow], (flow, at))]
-    assert turns.under_way == 32
-    assert all(abs(one.under_way - 32 / count) <= 2 for one in flows)
-
-
 @given(
     st.lists(st.tuples(st.integers(1, 5), st.integers(1, 40), st.integers(1, 40)), min_size=2, max_size=6),
     st.integers(0, 16),
@@ -136,33 +123,6 @@ def test_flows_that_wait_share_by_weight(weights):
     served = run(FairQueue(8), flows, 2000)
     for name, weight in enumerate(weights):
         assert served[name] == pytest.approx(2000 * weight / sum(weights), rel=0.05)
-
-
-def test_one_that_asks_for_little_goes_before_one_that_floods():
-    turns, flood, quiet = FairQueue(4), Flow(), Flow()
-    for number in range(1000):
-        turns.take(flood, number)
-    for number in range(500):
-        turns.take(quiet, f"quiet {number}")
-        begun = turns.free(flood) + turns.free(quiet if number else flood)
-        assert (f"quiet {number}", 1) in begun
-
-
-def test_a_flow_that_asked_for_nothing_has_saved_nothing():
-    turns, busy, late = FairQueue(1), Flow(), Flow()
-    turns.take(busy, "first")
-    for number in range(100):
-        turns.take(busy, number)
-        turns.free(busy)
-    for number in range(100):
-        turns.take(busy, ("busy", number))
-        turns.take(late, ("late", number))
-    begun, running = Counter(), busy
-    for _ in range(60):
-        name = turns.free(running)[0][0][0]
-        begun[name] += 1
-        running = busy if name == "busy" else late
-    assert abs(begun["busy"] - begun["late"]) <= 2
 
 
 def test_what_costs_much_begins_in_pieces():

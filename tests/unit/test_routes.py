@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -15,7 +15,6 @@ from tests.support.size import share
 
 from hsmcore._native import Guest, Routes
 from hsmcore.base.keyring import KeyVersion
-from hsmcore.base.receipt import Receipt
 from hsmcore.errors import DeadlineExceeded, HsmError, MemberDown, MessageTooLarge, QueueFull
 
 FULL = 256
@@ -106,24 +105,6 @@ def running(test: Callable[[], Any]) -> Any:
     return asyncio.run(test())
 
 
-def test_a_request_goes_to_the_member_with_the_fewest():
-    async def main() -> None:
-        members = [Member(name) for name in "abc"]
-        routes = routes_of(*members)
-        asked = [routes.submit(b"%d" % n) for n in range(6)]
-        assert [member.engine.in_flight for member in members] == [2, 2, 2]
-        members[1].serve(bytes(64))
-        assert routes.pick() == members[1].place
-        assert await asked[1] == bytes(64)
-        asked.append(routes.submit(b"the next"))
-        assert members[1].engine.in_flight == 2
-        for member in members:
-            member.close()
-        await asyncio.gather(*asked, return_exceptions=True)
-
-    running(main)
-
-
 class Model:
     """The rule in Python: a ramping member in its turn, else the one with the fewest, the first of equals."""
 
@@ -208,62 +189,6 @@ def test_nobody_goes_on_with_a_request_whose_caller_has_left():
         member.serve(MemberDown("gone"))
         assert fallen == []
         assert member.engine.asked_for(asked) == (member.key, b"m")
-        member.close()
-
-    running(main)
-
-
-def test_a_receipt_names_the_member_and_the_key():
-    async def main() -> None:
-        member = Member("a")
-        before = time.monotonic_ns()
-        asked = routes_of(member).ask(b"m")
-        member.serve(bytes(64))
-        receipt = await asked
-        assert 0 <= receipt.latency_ns <= time.monotonic_ns() - before
-        own = member.place.version_at(member.key)
-        assert receipt == Receipt(bytes(64), own.id, own.public_key, "a", "primary", False, receipt.latency_ns, None)
-        with pytest.raises(FrozenInstanceError):
-            receipt.signature = b""
-        member.close()
-
-    running(main)
-
-
-@pytest.mark.parametrize("halve", [False, True], ids=["alone", "with-another"])
-def test_an_attempt_leaves_time_for_another_one(halve):
-    async def main() -> None:
-        member, fallen = Member("a"), list[Fallen]()
-        begun = time.monotonic()
-        with pytest.raises(DeadlineExceeded):
-            await routes_of(member, fallen=fallen, halve=halve).submit(b"m", 0.4)
-        assert time.monotonic() - begun >= (0.2 if halve else 0.4)
-        [found] = fallen
-        assert (found.deadline > time.monotonic_ns()) == halve, "the deadline of the whole request"
-        member.close()
-
-    running(main)
-
-
-def test_the_long_way_is_for_what_needs_a_decision():
-    async def main() -> None:
-        member = Member("a")
-
-        async def long_way(message: bytes, timeout: float, extra: bytes | None, only: bytes | None = None) -> Any:
-            return message, timeout, extra, only
-
-        routes = Routes(long_way, long_way, _nobody)
-        assert routes.pick() is None
-        assert await routes.submit(b"m", 1.0, 0, b"x") == (b"m", 1.0, b"x", None), "there is no member"
-        assert await routes.ask(b"m", 1.0, only=b"k") == (b"m", 1.0, None, b"k")
-        routes.aim([], [member.route()], decide=lambda message: message == b"this one")
-        assert await routes.submit(b"this one") == (b"this one", None, None, None)
-        asked = routes.submit(b"that one")
-        member.serve(bytes(64))
-        assert await asked == bytes(64)
-        routes.aim([], [member.route()], decide=True)
-        assert await routes.submit(b"that one") == (b"that one", None, None, None)
-        assert routes.pick() == member.place, "the long way asks who is next, too"
         member.close()
 
     running(main)

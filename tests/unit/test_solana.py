@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
-import subprocess
-import sys
 from base64 import b64decode
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -36,24 +33,17 @@ from tests.support.solana_keys import (
 import hsmcore
 from hsmcore import errors
 from hsmcore._native import classify
-from hsmcore.base.keyring import KeyVersion
 from hsmcore.failover.errors import AllLevelsFailed, AllLevelsLate, EmergencyRefused
 from hsmcore.solana import HsmcoreSigner, off_chain_message, sign_transactions, verify_transaction
 from hsmcore.solana.keychain import signer_error
 from hsmcore.state import StoreBusy, StoreError
 
 T = TypeVar("T")
-PREFIXES = {"legacy": b"\x01\x00", "v0": b"\x80", "v1": b"\x81"}
 
 
 def done(coroutine: Coroutine[Any, Any, T]) -> T:
     """The result of a coroutine, in a loop of its own: for tests that hypothesis repeats."""
     return asyncio.run(coroutine)
-
-
-def cause(error: SignerError) -> hsmcore.HsmError:
-    assert isinstance(error.__cause__, hsmcore.HsmError)
-    return error.__cause__
 
 
 # ---- slots -----------------------------------------------------------------------------------------------------------
@@ -89,15 +79,6 @@ def test_other_signatures_and_the_message_are_never_changed(waits, through_keych
     wanted[slot] = key.sign_message(message)
     assert signed.signatures == wanted
     assert signed.verify_with_results()[slot]
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_the_version_byte_is_signed(version):
-    keys = SoftwareKeys()
-    transaction = memo_transaction(version, [keys.current.pubkey()])
-    assert to_bytes_versioned(transaction.message).startswith(PREFIXES[version])
-    done(sign_transactions(keys, [transaction]))
-    assert verify_transaction(transaction)
 
 
 def test_a_signature_that_comes_in_between_is_kept():
@@ -189,66 +170,7 @@ def test_an_account_that_is_no_signer_has_no_slot():
         done(sign_transactions(keys, [unsigned(message)]))
 
 
-def test_one_that_is_refused_does_not_spoil_the_others():
-    keys = SoftwareKeys()
-    good = [memo_transaction(version, [keys.current.pubkey()]) for version in VERSIONS]
-    bad = list(refused(keys).values())
-    batch = [good[0], *bad[:2], good[1], *bad[2:], good[2]]
-    found = done(sign_transactions(keys, batch, return_exceptions=True))
-    assert [one for one in found if not isinstance(one, hsmcore.HsmError)] == good
-    assert all(verify_transaction(one) for one in good)
-    assert [isinstance(one, hsmcore.BadArgument) for one in found] == [one not in good for one in batch]
-    assert keys.asked == 3
-    wrapped = done(HsmcoreSigner(keys).sign_transactions(batch, return_exceptions=True))
-    assert [isinstance(one, SignerError) for one in wrapped] == [one not in good for one in batch]
-
-
-def test_an_empty_batch_asks_for_nothing():
-    keys = SoftwareKeys()
-    assert done(sign_transactions(keys, [])) == []
-    assert done(sign_transactions(keys, [b"none"], return_exceptions=True))
-    assert keys.asked == 0
-
-
 # ---- which key signs -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("return_exceptions", [True, False])
-def test_a_key_that_no_longer_signs_gets_no_signature(return_exceptions):
-    old = Keypair()
-    keys = SoftwareKeys(others=[old])
-    signer = HsmcoreSigner(keys, old.pubkey())
-    transactions = [memo_transaction("v0", [old.pubkey(), keys.current.pubkey()]) for _ in range(3)]
-    before = [bytes(transaction) for transaction in transactions]
-    if return_exceptions:
-        found = done(signer.sign_transactions(transactions, return_exceptions=True))
-    else:
-        with pytest.raises(SignerError) as caught:
-            done(signer.sign_transactions(transactions))
-        found = [caught.value]
-    with pytest.raises(SignerError) as alone:
-        done(signer.sign_message(b"text"))
-    for error in [*found, alone.value]:
-        assert error.code is SignerErrorCode.SIGNING_FAILED
-        assert f"built for {old.pubkey()}, and the key that signs now is {keys.current.pubkey()}" in str(cause(error))
-    assert [bytes(transaction) for transaction in transactions] == before
-    assert keys.asked == 0
-
-
-def test_a_transaction_for_another_key_of_the_ring_says_so():
-    old = Keypair()
-    keys = SoftwareKeys(others=[old])
-    with pytest.raises(hsmcore.HsmError, match=f"built for {old.pubkey()}, and the key .* {keys.current.pubkey()}"):
-        done(sign_transactions(keys, [memo_transaction("v0", [old.pubkey()])]))
-
-
-def test_a_transaction_that_is_wrong_otherwise_says_that():
-    old = Keypair()
-    keys = SoftwareKeys(others=[old])
-    transaction = memo_transaction("v0", [old.pubkey(), keys.current.pubkey()])
-    transaction.signatures = [UNSIGNED] * 3
-    with pytest.raises(hsmcore.BadArgument, match="3 signatures stand where the message requires 2"):
-        done(sign_transactions(keys, [transaction]))
 
 
 def test_an_address_without_a_key_is_refused():
@@ -328,15 +250,6 @@ def test_an_off_chain_message_is_one(text, signers, version):
         assert message[begin : begin + 32] == signer
 
 
-def test_the_format_says_what_a_wallet_can_show():
-    key, room = Pubkey.new_unique(), 1232 - 85
-    forms = {"text": 0, "ä": 1, "two\nlines": 1, "x" * room: 0, "x" * (room + 1): 2, "x" * (65535 - 85): 2}
-    for text, form in forms.items():
-        made = off_chain_message(text, [key], domain=b"\7" * 32)
-        assert made[17:50] == b"\7" * 32 + bytes([form])
-        assert classify(made) == "off-chain"
-
-
 def test_what_is_no_off_chain_message_is_refused():
     keys = [Pubkey.new_unique() for _ in range(256)]
     wrong: list[tuple[str, list[Pubkey], dict[str, Any]]] = [
@@ -382,16 +295,6 @@ def test_it_does_what_the_memory_signer_does(version):
         assert caught.value.code is SignerErrorCode.SIGNING_FAILED
 
 
-def test_a_signer_error_shows_its_code_alone():
-    error = signer_error(hsmcore.BadArgument("what happened"))
-    assert "what happened" not in f"{error} {error!r} {error.args}"
-    assert str(cause(error)).startswith("what happened")
-    assert copy.copy(error).code is error.code
-    assert repr(HsmcoreSigner(SoftwareKeys(Keypair.from_seed(bytes(32))))) == (
-        "HsmcoreSigner(pubkey=4zvwRjXUKGfvwnParsHAS3HuSVzV5cA4McphgmoCtajS)"
-    )
-
-
 CODES = {
     SignerErrorCode.CONFIG_ERROR: """ConfigurationError HostUnusable KeyAmbiguous KeyNotFound ModuleInvalid
         ModuleMissing PublicKeyMissing SecretUnavailable TokenAmbiguous TokenNotFound""",
@@ -434,30 +337,4 @@ def test_a_key_that_is_no_address_makes_no_signer():
         assert caught.value.code is code
 
 
-def test_a_ring_may_hold_keys_that_are_no_addresses():
-    class Mixed(SoftwareKeys):
-        def keys(self):
-            return [*super().keys(), KeyVersion("ff", "p256", "ecdsa-p256", b"\4" + bytes(64), 9)]
-
-    keys = Mixed()
-    transaction = memo_transaction("v0", [keys.current.pubkey()])
-    done(sign_transactions(keys, [transaction]))
-    assert verify_transaction(transaction)
-
-
 # ---- what is loaded when ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("statement", "loaded"),
-    [
-        ("import hsmcore; hsmcore.KeyManager", []),
-        ("import hsmcore.solana", []),
-        ("from hsmcore.solana import sign_transactions, verify_transaction, off_chain_message", ["solders"]),
-        ("from hsmcore.solana import HsmcoreSigner", ["solana_keychain", "solders"]),
-    ],
-)
-def test_what_is_optional_is_loaded_when_it_is_used(statement, loaded):
-    code = f"{statement}\nimport sys\nprint([name for name in ('solana_keychain', 'solders') if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(loaded)

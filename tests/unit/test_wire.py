@@ -227,11 +227,6 @@ def test_a_count_alone_costs_nothing(announced):
     assert peak < 100_000
 
 
-def test_65535_empty_messages_are_read():
-    body = bytes(9) + (65_535).to_bytes(2, "little") + bytes(4 * 65_535)
-    assert wire.read_sign_many(body).messages == [b""] * 65_535
-
-
 def test_random_bytes_are_frames_or_refused():
     chance = random.Random(7)
     for _ in range(2000):
