@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import tarfile
-from base64 import b64encode
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from hashlib import sha256
@@ -22,20 +21,16 @@ import pytest
 from tests.support import key_sets
 from tests.support.authority import Authority
 from tests.support.batches import (
-    PUBLIC,
     Case,
     by_node,
-    changed_bytes,
     lines_of_signatures,
     malformed,
     manipulated,
     of,
-    rebuilt,
 )
 from tests.support.gateways import Cutter, gateway
 from tests.support.size import share
 
-from hsmcore import proof_to_bytes
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Query
 
@@ -159,47 +154,6 @@ def test_2000_manipulated_proofs_are_refused(built):
     forms = list(lines_of_signatures())
     accepted = by_node([case for case, _ in forms], module)
     assert [case.what for (case, holds), found in zip(forms, accepted, strict=True) if found is not holds] == []
-
-
-REBUILT = """
-const { proofFromBytes, proofToBytes } = await import(process.argv[2]);
-const { readFileSync } = await import("node:fs");
-const of = (text) => Buffer.from(text, "base64");
-for (const [data, message, key, domain] of JSON.parse(readFileSync(0))) {
-  try {
-    const proof = proofFromBytes(of(data), of(message), of(key), domain);
-    console.log(proof.toString("base64"), proofToBytes(proof).equals(of(data)));
-  } catch (error) {
-    if (!(error instanceof RangeError)) throw error;
-    console.log("- true");
-  }
-}
-"""
-
-
-@needs_node
-def test_binary_proofs_are_read_as_in_python(built):
-    """Good ones, and some thousands of changed ones, of which the text is no proof, or shows nothing."""
-    module = built.parents[1] / "dist" / "esm" / "index.js"
-    messages = [b"m%d" % at for at in range(13)]
-    made = [one for blind in (False, True) for one in of(messages, first=10**15, blind=blind, epoch=300)]
-    good = [(proof_to_bytes(one.proof), message) for one, message in zip(made, messages * 2, strict=True)]
-    changed = list(changed_bytes(Random(60), 3000))
-    domains = ["", "a b", "a" * 65, "é"]
-    asked = [(*one, "default") for one in (*good, *changed, (b"", b"m"), (good[0][0] + bytes(32), b"m"))]
-    first = good[0][0]
-    asked += [(first[:66] + one + first[67:], messages[0], "default") for one in (b"\x8d\x00", b"\xff" * 10, b"")]
-    asked += [(*good[0], domain) for domain in domains]
-    stdin = json.dumps([[*(b64encode(part).decode() for part in (*one[:2], PUBLIC)), one[2]] for one in asked])
-    command = [NODE, "--input-type=module", "-e", REBUILT, "-", str(module)]
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=True, timeout=60)
-    expected = [rebuilt(*one) for one in asked]
-    assert expected[: len(good)] == [one.proof for one in made]
-    assert None in expected[len(good) :]
-    texts = ["-" if proof is None else b64encode(proof).decode() for proof in expected]
-    assert done.stdout.split("\n")[:-1] == [f"{text} true" for text in texts]
-    cases = [Case("", one[1], proof) for one, proof in zip(asked, expected, strict=True) if proof is not None]
-    assert by_node(cases, module) == [True] * len(good) + [False] * (len(cases) - len(good))
 
 
 @needs_node

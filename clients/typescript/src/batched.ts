@@ -54,7 +54,7 @@ const decoded = (text: string): Buffer => Buffer.from(text, "base64");
 const [LEAF, NODE] = [Buffer.of(0), Buffer.of(1)];
 
 /** A proof as it is written. Nothing in it is compared with anything else yet, but kind and numbers with one another. */
-export interface ProofParts {
+interface ProofParts {
   /** Kind, number in the domain, and blinder if there is one. */
   readonly extra: Buffer;
   /** The leaf's index in its tree. */
@@ -68,7 +68,7 @@ export interface ProofParts {
 }
 
 /** The parts of a proof; undefined for what has not its form. */
-export function partsOf(proof: Uint8Array): ProofParts | undefined {
+function partsOf(proof: Uint8Array): ProofParts | undefined {
   if (proof.length > MOST_BYTES) return undefined;
   let written: string;
   try {
@@ -95,7 +95,7 @@ export function shownBy(message: Uint8Array, proof: Uint8Array): ProofParts | un
 }
 
 /** The root that the path of a proof leads to from a message; undefined if it has another length. */
-export function rootBy(message: Uint8Array, leaf: Pick<ProofParts, "extra" | "place" | "path">, size: bigint) {
+function rootBy(message: Uint8Array, leaf: Pick<ProofParts, "extra" | "place" | "path">, size: bigint) {
   const { extra, place, path } = leaf;
   return rootOf(sha256(LEAF, extra.subarray(0, 9), sha256(message), extra.subarray(9)), place, size - 1n, path);
 }

@@ -9,6 +9,5 @@ export type { ClientOptions, RequestOptions, VerifyOptions } from "./options.js"
 export type { SignBatchedOptions, SignManyOptions, SignOptions } from "./options.js";
 export { payload, type OrderedKind } from "./payload.js";
 export { verifyPosition } from "./position.js";
-export { proofFromBytes, proofToBytes } from "./proof-bytes.js";
 export type { Unfinished } from "./unfinished.js";
 export type { Algorithm, Key, Kind, Level, TraceParent } from "./wire.js";
