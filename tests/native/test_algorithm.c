@@ -266,10 +266,14 @@ static void ed25519_signatures_are_left_alone(void) {
 }
 
 static const struct test tests[] = {
-    TEST(names_and_numbers),          TEST(curves_are_known_by_oid),
-    TEST(curves_are_known_by_name),   TEST(points_are_told_apart_by_length),
-    TEST(a_compressed_point_is_refused), TEST(the_digest_is_sha256),
-    TEST(low_s_on_p256),              TEST(low_s_on_secp256k1),
+    TEST(names_and_numbers),
+    TEST(curves_are_known_by_oid),
+    TEST(curves_are_known_by_name),
+    TEST(points_are_told_apart_by_length),
+    TEST(a_compressed_point_is_refused),
+    TEST(the_digest_is_sha256),
+    TEST(low_s_on_p256),
+    TEST(low_s_on_secp256k1),
     TEST(ed25519_signatures_are_left_alone),
 };
 HARNESS_MAIN(tests)

@@ -215,12 +215,9 @@ static void nothing_stays_in_freed_memory(void) {
 #endif
 
 static const struct test tests[] = {
-    TEST(many_entries_share_buckets),
-    TEST(what_is_not_to_be_kept_is_not),
-    TEST(freeing_takes_detached_requests_too),
-    TEST(an_impossible_capacity_is_refused),
-    TEST(an_empty_message_has_its_place),
-    TEST(the_bytes_are_counted),
+    TEST(many_entries_share_buckets),          TEST(what_is_not_to_be_kept_is_not),
+    TEST(freeing_takes_detached_requests_too), TEST(an_impossible_capacity_is_refused),
+    TEST(an_empty_message_has_its_place),      TEST(the_bytes_are_counted),
 #if WATCHES_FREE
     TEST(nothing_stays_in_freed_memory),
 #endif

@@ -230,12 +230,9 @@ static void a_key_that_was_exchanged_signs_nothing(void) {
 }
 
 static const struct test tests[] = {
-    TEST(ten_thousand_signatures_by_two_workers),
-    TEST(retiring_a_key_under_load),
-    TEST(a_place_that_changes_hands_under_load),
-    TEST(stopping_under_load_answers_everything),
-    TEST(a_logout_by_others_is_mended),
-    TEST(a_key_that_was_exchanged_signs_nothing),
+    TEST(ten_thousand_signatures_by_two_workers), TEST(retiring_a_key_under_load),
+    TEST(a_place_that_changes_hands_under_load),  TEST(stopping_under_load_answers_everything),
+    TEST(a_logout_by_others_is_mended),           TEST(a_key_that_was_exchanged_signs_nothing),
 };
 
 int main(int argc, char **argv) {

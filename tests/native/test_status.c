@@ -191,13 +191,9 @@ static void every_call_has_a_name(void) {
 }
 
 static const struct test tests[] = {
-    TEST(every_status_has_a_row),
-    TEST(a_number_outside_the_table_is_fatal),
-    TEST(every_class_has_a_name),
-    TEST(the_numbers_are_the_standard_ones),
-    TEST(an_unlisted_ckr_is_unknown),
-    TEST(an_error_names_the_call_and_the_ckr),
-    TEST(a_long_text_is_cut_not_spilled),
-    TEST(every_call_has_a_name),
+    TEST(every_status_has_a_row),         TEST(a_number_outside_the_table_is_fatal),
+    TEST(every_class_has_a_name),         TEST(the_numbers_are_the_standard_ones),
+    TEST(an_unlisted_ckr_is_unknown),     TEST(an_error_names_the_call_and_the_ckr),
+    TEST(a_long_text_is_cut_not_spilled), TEST(every_call_has_a_name),
 };
 HARNESS_MAIN(tests)

@@ -73,9 +73,9 @@ class SealGuard:
 
 
 @lru_cache(maxsize=256)  # some statements are made once and used for every transaction
-def scopes_of(statement: Any) -> frozenset[str]:
-    """Return the scopes of the tables that a statement uses."""
-    return frozenset(SCOPE[name] for name in _sealed_tables(statement))
+def scopes_of(statement: Any) -> tuple[str, ...]:
+    """Return the scopes of the tables that a statement uses, sorted: a set's order changes with the hash seed."""
+    return tuple(sorted({SCOPE[name] for name in _sealed_tables(statement)}))
 
 
 def _sealed_tables(statement: Any) -> frozenset[str]:
