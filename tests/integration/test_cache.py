@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import Counter
 from typing import Any
 
@@ -40,16 +39,6 @@ async def test_a_cache_hit_is_the_same_signature_and_costs_no_call(world):
         assert stats["bytes"] > 0
 
 
-async def test_without_a_cache_every_request_costs_a_call(world):
-    async with opened(world.config(maxCacheSize=0)) as manager:
-        for _ in range(5):
-            await manager.sign(b"once")
-        await asyncio.gather(*(manager.sign(b"once") for _ in range(20)))
-        await manager.sign_many([b"once"] * 10)
-        assert counters(manager)["signatures"] == 35
-        assert set(manager.get_cache_stats().values()) == {0}
-
-
 async def test_the_least_recently_used_goes_first(world):
     async with opened(world.config(maxCacheSize=3)) as manager:
         for message in (b"a", b"b", b"c", b"a", b"d"):  # b goes
@@ -62,27 +51,6 @@ async def test_the_least_recently_used_goes_first(world):
         assert counters(manager)["signatures"] == 5
         stats = manager.get_cache_stats()
         assert (stats["size"], stats["evictions"]) == (3, 2)
-
-
-async def test_the_cache_does_not_outgrow_its_size(world):
-    async with opened(world.config(maxCacheSize=50)) as manager:
-        await manager.sign_many([b"%d" % n + bytes(500) for n in range(1000)])
-        bytes_held = manager.get_cache_stats()["bytes"]
-        await manager.sign_many([b"%d" % n + bytes(500) for n in range(1000, 3000)])
-        stats = manager.get_cache_stats()
-        assert (stats["size"], stats["evictions"]) == (50, 2950)
-        assert stats["bytes"] <= bytes_held + 100
-
-
-async def test_messages_that_differ_little_are_different(world):
-    base = bytes(64)
-    messages = [base, base + b"\0", base[:-1]]
-    messages += [base[:n] + bytes([1 << n % 8]) + base[n + 1 :] for n in range(64)]
-    async with opened(world.config()) as manager:
-        for _ in range(2):
-            for message in messages:
-                assert is_good("ed25519", manager.public_key, message, await manager.sign(message))
-        assert counters(manager)["signatures"] == len(messages)
 
 
 @pytest.mark.parametrize("algorithm", ["ecdsa-p256", "ecdsa-secp256k1"])
@@ -183,23 +151,6 @@ async def test_followers_outlive_a_cancelled_or_late_leader(world, shim, begun, 
         assert await manager.sign(b"same") == signatures[0]
 
 
-async def test_a_request_that_joins_a_cancelled_leader_gets_a_signature(world, shim):
-    async with opened(slow(world, shim)) as manager:
-        shim.hold()
-        ahead = start(manager.sign(b"ahead"))
-        await shim.until_inside(1)
-        leader = start(manager.sign(b"same"))
-        await until(lambda: counters(manager)["in_flight"] == 2)
-        leader.cancel()
-        await asyncio.sleep(0)
-        followers = [start(manager.sign(b"same")) for _ in range(5)]
-        await until(lambda: manager.get_cache_stats()["joined"] == 5)
-        shim.release()
-        for signature in await asyncio.gather(*followers):
-            assert is_good("ed25519", manager.public_key, b"same", signature)
-        await ahead
-
-
 async def test_a_follower_can_time_out_or_cancel_alone(world, shim):
     async with opened(slow(world, shim)) as manager:
         shim.hold()
@@ -217,21 +168,6 @@ async def test_a_follower_can_time_out_or_cancel_alone(world, shim):
         assert is_good("ed25519", manager.public_key, b"same", await leader)
 
 
-async def test_nothing_is_left_when_all_joined_requests_are_cancelled(world, shim):
-    async with opened(slow(world, shim)) as manager:
-        shim.hold()
-        tasks = [start(manager.sign(b"same")) for _ in range(10)]
-        await shim.until_inside(1)
-        await until(lambda: manager.get_cache_stats()["joined"] == 9)
-        for task in tasks:
-            task.cancel()
-        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-        assert Counter(map(type, outcomes)) == {asyncio.CancelledError: 10}
-        shim.release()
-        await settle(manager)
-        assert is_good("ed25519", manager.public_key, b"same", await manager.sign(b"same"))
-
-
 async def test_close_answers_followers(world, shim):
     manager = hsmcore.create_key_manager(slow(world, shim))
     await manager.initialize()
@@ -246,19 +182,6 @@ async def test_close_answers_followers(world, shim):
 
 
 # ---- another key -----------------------------------------------------------------------------------------------------
-
-
-async def test_another_key_finds_an_empty_cache(world):
-    first, second = world.keys["ed25519"], world.keys["second"]
-    async with opened(world.config()) as manager:
-        old = await manager.sign(b"x")
-        await manager.set_current_key_id(second.id)
-        assert manager.get_cache_stats()["size"] == 0
-        new = await manager.sign(b"x")
-        assert is_good("ed25519", second.public_key, b"x", new)
-        await manager.set_current_key_id(first.id)
-        assert await manager.sign(b"x") == old
-        assert counters(manager)["signatures"] == 3
 
 
 async def test_a_request_in_flight_keeps_its_key_and_no_request_for_the_next_key_joins_it(world, shim):
@@ -352,27 +275,3 @@ async def test_what_a_key_signs_while_it_is_deactivated_is_not_kept(fresh_token,
         outcomes = await asyncio.gather(*queued, return_exceptions=True)
         assert Counter(map(type, outcomes)) == {hsmcore.KeyDeactivated: 9}
         assert manager.get_cache_stats()["size"] == 0
-
-
-async def test_the_cache_under_random_load(world):
-    chosen = random.Random(3)
-    messages = [b"%d" % n for n in range(30)]
-
-    async def caller() -> None:
-        for _ in range(20):
-            message = chosen.choice(messages)
-            task = start(manager.sign(message))
-            if chosen.random() < 0.2:
-                await asyncio.sleep(0)
-                task.cancel()
-            try:
-                assert is_good("ed25519", manager.public_key, message, await task)
-            except asyncio.CancelledError:
-                assert task.cancelled()
-
-    async with opened(world.config(maxCacheSize=8, queueSize=4)) as manager:
-        await asyncio.gather(*(caller() for _ in range(30)))
-        await settle(manager)
-        stats = manager.get_cache_stats()
-        assert stats["size"] <= 8
-        assert counters(manager)["waiting"] == 0

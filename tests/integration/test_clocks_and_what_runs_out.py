@@ -11,13 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 from tests.integration.test_clocks_that_are_wrong import DAY, ERRORS, HOUR, LIVES
-from tests.support.audit_logs import settings, write_log
+from tests.support.audit_logs import settings
 from tests.support.loops import one_loop
 from tests.support.size import FULL
 
 from hsmcore.audit import AuditLog
 from hsmcore.audit.open_log import OpenLog
-from hsmcore.audit.segment import segments
 from hsmcore.base import steady
 from hsmcore.errors import PolicyRefused
 from hsmcore.failover import bindings
@@ -138,23 +137,6 @@ async def test_a_budget_neither_ends_early_nor_lasts_longer(tmp_path, machine, e
     await process.end()
 
 
-@one_loop
-async def test_a_budget_that_a_first_start_dated_far_ahead_ends_all_the_same(tmp_path, machine):
-    process = Process(tmp_path / "state.db", lambda store: Emergency(store, Limits(50, 3 * 3600)))
-    machine.ahead = 400 * DAY
-    await process.begin()
-    await process.made.spend(17)
-    machine.ahead = 0
-    for _ in range(3):
-        await process.made.status()
-        machine.passed += DAY // 2 + HOUR
-    await process.made.spend(1)  # it counts once more from when the clocks agree
-    assert (await process.made.status()).expires_ns <= time.time_ns() + 3 * HOUR + MINUTE
-    machine.passed += 3 * HOUR + MINUTE
-    assert await is_refused(process.made.spend(1))
-    await process.end()
-
-
 @cases
 @one_loop
 async def test_a_message_stays_bound_for_its_time_and_no_longer(tmp_path, machine, error, life, lasts):
@@ -211,75 +193,6 @@ async def test_what_a_crash_left_is_bound_with_a_clock_that_is_wrong(tmp_path, m
     await log.close()
 
 
-class Log:
-    """A process with an audit log that keeps records for 30 days."""
-
-    def __init__(self, path):
-        self.path = path
-
-    async def begin(self):
-        self.log = AuditLog(str(self.path), settings(retainDays=30, checkpointEveryRecords=1))
-        await self.log.open()
-
-    async def end(self):
-        await self.log.close()
-
-    async def writes(self, files):
-        """Fill so many files with records."""
-        last = segments(self.log._layout)[-1].first
-        for _ in range(files):
-            while segments(self.log._layout)[-1].first == last:
-                await self.log.durable(self.log.record("sign", result="ok", signature=bytes(2000)))
-            last = segments(self.log._layout)[-1].first
-
-    async def looks(self):
-        """Look for old records; returns the first record that is kept."""
-        open_log = self.log._open
-        open_log._clock.now()
-        await self.log.checkpoint()
-        open_log._pruned_at = None
-        await open_log._prune()
-        return segments(self.log._layout)[0].first
-
-
-@cases
-@one_loop
-async def test_records_expire_at_their_age_and_not_at_that_of_a_wrong_clock(tmp_path, machine, error, life, lasts):
-    process = Log(tmp_path / "log" / "audit.log")
-    await write_log(process.path, 300)
-    await process.begin()
-    await process.writes(1)
-    assert await process.looks() == 1
-    machine.passed += HOUR
-    async with machine.wrong(error, life, lasts, process):
-        assert await process.looks() == 1
-        await process.writes(3)
-        assert await process.looks() == 1, "young records were deleted while the clock was wrong"
-    await process.writes(2)
-    assert await process.looks() == 1, "young records were deleted once the clock was right"
-    await process.end()
-    await process.begin()
-    assert await process.looks() == 1, "young records were deleted at a start"
-    # After another boot a clock is believed up to a day ahead of what is known (decision 0052).
-    machine.passed += 28 * DAY
-    for _ in range(2):
-        await process.looks()
-        machine.passed += DAY // 2
-    assert await process.looks() == 1, "records were deleted early"
-    for _ in range(5):
-        machine.passed += DAY
-        await process.writes(1)
-        await process.looks()
-    newest = segments(process.log._layout)
-    machine.passed += 31 * DAY
-    for _ in range(3):
-        machine.passed += DAY // 2 + HOUR
-        await process.looks()
-    await process.writes(1)
-    assert await process.looks() >= newest[-1].first, "old records are not deleted"
-    await process.end()
-
-
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("lasts", [SECOND, HOUR])
 def test_a_role_is_taken_from_a_holder_that_is_silent_and_from_no_other(machine, error, lasts):
@@ -304,14 +217,3 @@ def test_a_role_is_taken_from_a_holder_that_is_silent_and_from_no_other(machine,
     is_free(renewed=False)
     machine.passed += 3 * SECOND
     assert is_free(renewed=False), "it is held although its holder is gone"
-
-
-@pytest.mark.parametrize("error", ERRORS)
-def test_a_role_that_a_wrong_clock_dated_is_free_once_its_holder_is_silent(machine, error):
-    """Also for a process that comes later, and sees no renewal."""
-    machine.ahead = error
-    row, seen = (1, "another", time.time_ns() + 3 * SECOND), RolesSeen("a database")
-    machine.ahead = 0
-    seen.is_free("rotation", row, time.time_ns(), 3.0)
-    machine.passed += 3 * SECOND
-    assert seen.is_free("rotation", row, time.time_ns(), 3.0)

@@ -10,7 +10,6 @@ from itertools import product
 from types import SimpleNamespace
 
 import pytest
-from tests.integration.test_notices import notices
 from tests.integration.test_rotation import Handover, rules, stored
 from tests.integration.test_rotation_clock import DAY, Clocks
 from tests.support.loops import one_loop
@@ -21,12 +20,10 @@ from tests.support.state_rollbacks import config_of
 import hsmcore
 from hsmcore.base import steady
 from hsmcore.config import load
-from hsmcore.failover.bindings import BINDING_NS, BindingRow, StoredBindings
-from hsmcore.manager.notices import NoticeService
 from hsmcore.manager.rotation.service import RotationService
 from hsmcore.recovery import marks, state_backup
 from hsmcore.recovery.state_backup import StateBackups
-from hsmcore.state import Desired, Store, keys
+from hsmcore.state import keys
 
 pytestmark = pytest.mark.integration
 HOUR = 3_600_000_000_000
@@ -199,21 +196,6 @@ async def has_dates(manager):
 
 
 @pytest.mark.parametrize("error", ERRORS)
-async def test_a_notice_is_neither_given_up_nor_put_off(tmp_path, error):
-    now = [time.time_ns() + error]
-    store = await Store.open(tmp_path / "state.db")
-    service = NoticeService(store, notices("jsons://127.0.0.1:9/nowhere"))
-    service.clock = lambda: now[0]
-    await service.announce("failure", "title", "body", "once")
-    await service._deliver()
-    now[0] += 2 * HOUR - error
-    await service._deliver()
-    [row] = await service.outbox.all()
-    assert (row["attempts"], row["given_up_ns"]) == (2, None)
-    await store.close()
-
-
-@pytest.mark.parametrize("error", ERRORS)
 @one_loop
 async def test_backups_drills_and_marks_come_in_time(tmp_path, monkeypatch, error):
     ahead, passed, drills, check = [error], [0], [], state_backup.check
@@ -247,50 +229,6 @@ async def test_backups_drills_and_marks_come_in_time(tmp_path, monkeypatch, erro
 
 async def has_backup(manager):
     return manager._background.state_backups.seen.drill > 0
-
-
-@one_loop
-async def test_the_daily_mark_comes_in_time(tmp_path, monkeypatch):
-    passed, made = [0], []
-    boot = steady.boottime
-    monkeypatch.setattr(marks, "boottime", lambda: boot() + passed[0])
-    async with opened(config_of(tmp_path)) as manager:
-        service = manager._background._marks
-        monkeypatch.setattr(service, "_mark", lambda *seen: noted(made))
-        await service._look()
-        assert made == []
-        passed[0] = 25 * HOUR
-        await service._look()
-        assert made == [True]
-        monkeypatch.undo()
-
-
-async def noted(made):
-    made.append(True)
-
-
-async def test_a_report_of_a_clock_that_was_ahead_is_no_key_manager(tmp_path, monkeypatch):
-    store = await Store.open(tmp_path / "state.db")
-    with monkeypatch.context() as patch:
-        now = time.time_ns() + 400 * DAY
-        patch.setattr(time, "time_ns", lambda: now)
-        await Desired(store).report("rotation:1:dead", {"rotation": True})
-    assert await Desired(store).running() == []
-    await Desired(store).report("rotation:2:alive", {"rotation": True})
-    assert [report["written_ns"] < now for report in await Desired(store).reports()] == [True]
-    await store.close()
-
-
-async def test_a_clock_that_is_ahead_for_a_moment_deletes_no_binding(tmp_path, monkeypatch):
-    store = await Store.open(tmp_path / "state.db")
-    bindings, row = StoredBindings(store), BindingRow(b"d" * 32, b"key", time.time_ns() + BINDING_NS)
-    await bindings.keep([row])
-    with monkeypatch.context() as patch:
-        now = time.time_ns() + DAY
-        patch.setattr(time, "time_ns", lambda: now)
-        await bindings.keep([])
-    assert await bindings.load() == [row]
-    await store.close()
 
 
 class Slow(Handover):

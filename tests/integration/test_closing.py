@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 from tests.support.audit_logs import files_at_most, keys_of
 from tests.support.chaos import Chaos, needs_chaos, wrap
-from tests.support.levels import SAME, Site
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened, start, until
 from tests.support.zygote import Forked
@@ -92,26 +91,6 @@ async def test_a_locked_store_keeps_nothing_open(fresh_token, tmp_path, monkeypa
     with locked(tmp_path / "state.db"):
         manager._events.emit("failover", from_level="primary", to_level="secondary")  # a notice that cannot be stored
         await close_within(manager, 20.0)
-    await check_released(manager, config, tmp_path)
-
-
-@needs_chaos
-@one_loop
-async def test_a_locked_store_does_not_keep_the_emergency_key(fresh_token, tmp_path, monkeypatch):
-    monkeypatch.setattr(state_store, "BUSY_SECONDS", 0.3)
-    place = Site(tmp_path, fresh_token, SAME)
-    config = place.config(failover={"emergencyModeEnabled": True}, auditLogFile=str(tmp_path / "audit.log"))
-    manager = hsmcore.create_key_manager(config)
-    await manager.initialize()
-    place.kill(0)
-    assert (await manager.sign_with_receipt(b"x", 20.0)).level == "emergency"
-    [emergency] = [one for one in manager._path.endpoints if one.level_name == "emergency"]
-    control = emergency.member.control
-    assert all(key.can_sign for key in await control.list_keys())
-    with locked(tmp_path / "state.db"):
-        await close_within(manager, 20.0)
-    assert not any(key.can_sign for key in await control.list_keys()), "the key is wiped"
-    place.members[0].write()  # the device is back
     await check_released(manager, config, tmp_path)
 
 
@@ -200,35 +179,6 @@ def children_of(pid):
 async def sign_again(config):
     async with opened(config) as again:
         assert await again.sign(b"again")
-
-
-@needs_chaos
-@one_loop
-async def test_a_member_that_cannot_be_stopped_keeps_nothing_else_open(fresh_token, tmp_path):
-    """Here for want of a thread; the second close() stops it."""
-    place = Site(tmp_path, fresh_token, SAME, SAME)
-    config = place.config(auditLogFile=str(tmp_path / "audit.log"))
-    manager = hsmcore.create_key_manager(config)
-    await manager.initialize()
-    await manager.sign(b"x")
-    first, second = (endpoint.member for endpoint in manager._path.endpoints)
-    first._stop_engine, whole = no_thread, first._stop_engine
-    with pytest.raises(RuntimeError, match="thread"):
-        await manager.close()
-    assert (first._released, second._released) == (False, True)
-    report = verify(Layout(tmp_path / "audit.log"))
-    assert (report.ok, report.unsealed) == (True, 0)
-    with pytest.raises(hsmcore.EngineClosed):
-        await manager.sign(b"x")
-    first._stop_engine = whole
-    await manager.close()
-    assert first._released
-    await check_released(manager, config, tmp_path)
-
-
-async def no_thread():
-    """What run_in_executor raises at the process's limit of threads."""
-    raise RuntimeError("can't start new thread")
 
 
 @pytest.mark.parametrize("levels", [False, True])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import resource
 import subprocess
 import sys
@@ -14,13 +13,11 @@ from typing import Any
 
 import pytest
 from nacl.signing import SigningKey
-from tests.support.loops import one_loop
 from tests.support.managers import opened
 from tests.support.verifiers import is_good
 
 import hsmcore
 from hsmcore.members.control import KeyNotExportable
-from hsmcore.members.control.locked import LockedKey
 
 pytestmark = pytest.mark.integration
 
@@ -144,14 +141,6 @@ def test_without_locked_memory_there_is_no_key():
         assert "ulimit -l" in holder.hello["text"]
 
 
-def test_the_last_reference_wipes():
-    key = LockedKey("test")
-    finalizer = key._finalizer
-    assert len(key.sign(b"x")) == 64
-    del key
-    assert not finalizer.alive
-
-
 # ---- through the key manager -----------------------------------------------------------------------------------------
 
 
@@ -181,29 +170,6 @@ async def test_keys_are_made_and_wiped():
         assert {record.id: record.can_sign for record in await control.list_keys()} == {first: False, second: True}
         with pytest.raises(hsmcore.KeyNotFound):
             await manager.set_current_key_id("00")
-
-
-@one_loop
-async def test_a_long_batch_leaves_the_loop_to_others():
-    import asyncio
-
-    async with opened(config()) as manager:
-        batch = asyncio.get_running_loop().create_task(manager.sign_many([b"%d" % n for n in range(3000)]))
-        turns = 0
-        while not batch.done():
-            await asyncio.sleep(0)
-            turns += 1
-        assert turns > 20
-        assert len(await batch) == 3000
-
-
-@one_loop
-async def test_an_ephemeral_primary_is_warned_of(caplog):
-    with caplog.at_level(logging.WARNING, "hsmcore"):
-        async with opened(config()):
-            pass
-    [warning] = [record for record in caplog.records if "EPHEMERAL KEY SIGNS" in record.getMessage()]
-    assert warning.levelno == logging.WARNING
 
 
 def test_only_ed25519_is_accepted():

@@ -19,10 +19,7 @@ import hsmcore
 from hsmcore.audit.check.verify import verify
 from hsmcore.audit.layout import Layout
 from hsmcore.errors import ConfigurationError, EngineClosed, MemberDown, RequestRejected
-from hsmcore.failover.breaker import GOOD_PROBES
-from hsmcore.failover.endpoint import Endpoint
 from hsmcore.failover.errors import AllLevelsFailed, AllLevelsLate
-from hsmcore.failover.health import HealthMonitor
 
 pytestmark = [pytest.mark.integration, needs_chaos]
 
@@ -72,49 +69,6 @@ class Load:
         return max(b - a for a, b in itertools.pairwise(later))
 
 
-@one_loop
-async def test_a_failure_that_is_counted_moves_the_requests_at_once(site):
-    async with opened(site(SAME, SAME).config()) as manager:
-        moves, router = heard(manager), manager._path.router
-        first, second = manager._path.endpoints
-        await until(lambda: first.trusted and second.trusted)
-        router.report(first, "down", MemberDown("it is gone"))
-        assert not router.levels.events
-        assert router.pick() is second
-        await until(lambda: moves == [("primary", "secondary")])
-
-
-@one_loop
-async def test_a_request_was_late_by_its_member_only_if_that_signed_nothing_for_a_while(site, monkeypatch):
-    async with opened(site(SAME, SAME).config()) as manager:
-        first, second = manager._path.endpoints
-        await until(lambda: first.trusted and second.trusted)
-        now = time.monotonic_ns()
-        for has_signed, busy_since, counts in ((False, now + 10**11, 0), (True, 0, 0), (False, 0, 1)):
-            monkeypatch.setattr(Endpoint, "has_signed", has_signed)
-            first.busy_since = busy_since
-            manager._path.router.report(first, "late", MemberDown("it is late"))
-            assert first.breaker("late").failures == counts
-
-
-@one_loop
-async def test_a_member_that_was_out_and_signs_is_in_again_without_a_probe(site, monkeypatch):
-    async def never(*_args):
-        await asyncio.Event().wait()
-
-    failover = {"mode": "literal", "primaryRetryIntervalMs": 60_000}
-    async with opened(site(SAME).config(failover=failover)) as manager:
-        [member] = manager._path.endpoints
-        await until(lambda: member.trusted)
-        monkeypatch.setattr(HealthMonitor, "_try", never)
-        manager._path.levels.given_up(0, time.monotonic_ns())
-        manager._path.router.settle()
-        assert not member.trusted
-        for number in range(GOOD_PROBES):
-            await manager.sign(b"message %d" % number, 5)
-        assert member.trusted
-
-
 def heard(manager):
     """The levels' moves, as (from, to)."""
     moves = []
@@ -152,45 +106,6 @@ async def test_no_request_fails_when_the_primary_dies_under_load(site, capsys):
         with capsys.disabled():
             print(f"\nlongest time without a signature after the primary died: {gap * 1e3:.1f} ms")  # noqa: T201
         assert gap < 3.0  # a few milliseconds, but for what else the machine does
-
-
-@one_loop
-async def test_load_returns_gradually(site):
-    place = site(SAME, SAME)
-    async with opened(place.config(failover={"failbackRampMs": 2000})) as manager:
-        async with Load(manager, callers=8) as load:
-            place.kill(0)
-            await until(lambda: conditions(manager)[0] == "open")
-            place.revive(0)
-            await until(lambda: conditions(manager)[0] == "ramping")
-            begun = time.monotonic()
-            await until(lambda: conditions(manager)[0] == "ready")
-            ended = time.monotonic()
-            await load.more(200)
-        share = []
-        for begin, end in itertools.pairwise([begun, begun + (ended - begun) / 2, ended]):
-            by = [receipt.level for at, receipt in load.good if begin < at < end]
-            share.append(by.count("primary") / len(by))
-        assert 0 < share[0] < share[1] < 1
-        assert {receipt.level for _, receipt in load.good[-100:]} == {"primary"}
-
-
-@one_loop
-async def test_two_members_of_a_level_share_the_load_and_stand_in_for_each_other(site):
-    place = site(SAME, SAME)
-    async with opened(place.config(primary=2)) as manager:
-        moves = heard(manager)
-        async with Load(manager) as load:
-            await load.more(500)
-            before = len(load.good)
-            place.kill(1)
-            await until(lambda: conditions(manager)[1] == "open")
-            await load.more(300)
-        members = [receipt.member for _, receipt in load.good]
-        assert {place.name(0), place.name(1)} == set(members[:before])
-        assert min(members[:before].count(place.name(n)) for n in (0, 1)) > before / 5
-        assert set(members[-100:]) == {place.name(0)}
-        assert load.errors == moves == []
 
 
 @one_loop
@@ -252,26 +167,6 @@ async def test_closing_ends_waiting_requests(site):
         assert isinstance(error, EngineClosed), error
     with pytest.raises(EngineClosed):
         await manager.sign(b"closed")
-
-
-@one_loop
-async def test_a_flapping_member_comes_back_at_growing_intervals(site):
-    place = site(SAME, SAME)
-    async with opened(place.config()) as manager:
-        moves = heard(manager)
-        async with Load(manager, callers=4) as load:
-            waits = []
-            for _ in range(4):
-                place.kill(0)
-                count = len(moves)
-                await until(lambda count=count: len(moves) > count or conditions(manager)[0] == "open")
-                died = time.monotonic()
-                place.revive(0)
-                await until(lambda: conditions(manager)[0] in ("ready", "ramping"))
-                waits.append(time.monotonic() - died)
-        assert load.errors == []
-        # Three probes each, 50, 100, 200 and 400 ms apart.
-        assert waits[3] > 3 * 0.4
 
 
 @one_loop
@@ -347,47 +242,6 @@ async def test_what_one_key_may_have_signed_no_other_one_signs_unless_allowed(si
         assert (await manager.sign_with_receipt(b"another", 5.0)).level == "secondary"
         place.members[0].clear()
         place.members[0].release()
-
-
-@one_loop
-async def test_members_that_all_fail_to_start_at_once_are_started_in_turn(site, monkeypatch):
-    place = site(SAME, SAME)
-    for number in range(2):
-        faults = [{"function": "C_OpenSession", "every": 1, "action": "return", "ckr": "CKR_GENERAL_ERROR"}]
-        place.members[number].write(faults=faults)
-    ended, start_one = [], Endpoint.start
-
-    async def starting(endpoint):
-        try:
-            return await start_one(endpoint)
-        finally:
-            ended.append(endpoint.name)
-            for member in place.members if len(ended) == 2 else ():  # both have met it
-                member.write()
-
-    monkeypatch.setattr(Endpoint, "start", starting)
-    async with opened(place.config()) as manager:
-        assert ended[2:] == [place.name(0), place.name(1)]
-        assert {one.condition for one in manager._path.endpoints} == {"ready"}
-        assert await manager.sign(b"m", 5.0)
-
-
-@one_loop
-async def test_a_batch_goes_on_where_it_can(site):
-    place = site(SAME, SAME)
-    async with opened(place.config(auditLogFile=str(place.folder / "audit.log"))) as manager:
-        messages = [f"message {n}".encode() for n in range(2000)]
-        batch = asyncio.ensure_future(manager.sign_many(messages, 20.0))
-        await asyncio.sleep(0.02)
-        place.kill(0)
-        signatures = await batch
-        assert len(signatures) == len(messages)
-        for message, signature in zip(messages, signatures, strict=True):
-            assert is_good("ed25519", manager.public_key, message, signature)
-        good = {"operation": "sign", "result": "ok"}
-        by = [record["member"] async for record in manager.audit.query(match=good)]
-        assert len(by) == len(messages)
-        assert set(by) == {place.name(0), place.name(1)}
 
 
 @one_loop
@@ -483,23 +337,6 @@ async def test_a_member_that_is_down_at_the_start_joins_later(site):
         await until(lambda: conditions(manager)[0] in ("ready", "ramping"))
         await until(lambda: conditions(manager)[0] == "ready")
         assert (await manager.sign_with_receipt(b"who?")).level == "primary"
-
-
-@one_loop
-async def test_literal_mode_gives_each_level_its_retries_at_its_interval(site):
-    place = site(SAME, SAME)
-    literal = {"mode": "literal", "primaryRetryIntervalMs": 400, "maxPrimaryRetries": 3}
-    async with opened(place.config(failover=literal)) as manager:
-        place.kill(0)
-        begun = time.monotonic()
-        receipt = await manager.sign_with_receipt(b"who?", 30.0)
-        assert receipt.level == "secondary"
-        assert time.monotonic() - begun >= 1.2
-        begun = time.monotonic()
-        assert (await manager.sign_with_receipt(b"who now?", 30.0)).level == "secondary"
-        assert time.monotonic() - begun < 1.2, "the level that failed is not tried again"
-        place.revive(0)
-        await until(lambda: manager._path.levels.active == 0)
 
 
 @one_loop

@@ -46,18 +46,6 @@ def store(place):
     asyncio.run(begin())
 
 
-def test_an_unused_store(command, place):
-    assert command("failover", "status")[:2] == (0, {"running": [], "wishes": {}, "storeNotGenuine": {}})
-    assert command("failover", "history")[:2] == (0, [])
-    code, status, _ = command("emergency", "status")
-    assert code == 0
-    assert (status["usable"], status["left"], status["firstSignature"]) == (True, 1000, None)
-    for arguments in (("failover", "status"), ("failover", "history"), ("emergency", "status")):
-        code, text, _ = command(*arguments, plain=True)
-        assert code == 0
-        assert text
-
-
 def test_operator_commands_are_stored_and_undone(command, place, store):
     name = place.name(1)
     assert command("failover", "drain", name, "--reason", "firmware")[0] == 0
@@ -88,37 +76,6 @@ def test_to_drain_the_last_member_is_said_to_be_that(command, place, store):
     assert (code, last in said) == (0, True)
     assert "last member" not in command("failover", "drain", second, "--undo", plain=True)[2]
     assert "signs with another key" in command("failover", "force", "emergency", plain=True)[2]
-
-
-def test_a_reset_is_recorded_with_its_reason(command, store):
-    code, done, _ = command("emergency", "reset", "--reason", "incident 42 is closed")
-    assert (code, done["reason"]) == (0, "incident 42 is closed")
-    [event] = command("failover", "history", "--kind", "emergency-reset")[1]
-    assert event["reason"] == "incident 42 is closed"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "config", "says"),
-    [
-        (("emergency", "reset"), "config.json", "--reason"),
-        (("emergency", "reset", "--reason", " "), "config.json", "--reason"),
-        (("failover", "drain", "nobody"), "config.json", "there is no member"),
-        (("failover", "drain", "nobody", "--reason", "\x1b[31mred"), "config.json", "printable"),
-        (("failover", "force", "none", "--reason", "\u202edeiugsid"), "config.json", "printable"),
-        (("emergency", "disable", "--reason", "two\nlines"), "config.json", "printable"),
-        (("emergency", "reset", "--reason", "x" * 401), "config.json", "1 to 400"),
-        (("failover", "readmit", "nobody", "--reason", "x"), "config.json", "there is no member"),
-        (("failover", "readmit", "nobody"), "config.json", "--reason"),
-        (("failover", "force", "tertiary"), "config.json", "primary, secondary"),
-        (("failover", "status"), "plain.json", "keyManager.failover"),
-        (("emergency", "enable"), "plain.json", "emergencyModeEnabled"),
-        (("failover", "history", "--limit", "0"), "config.json", "--limit"),
-    ],
-)
-def test_bad_usage_says_what_is_wrong(command, arguments, config, says):
-    code, _, error = command(*arguments, config=config)
-    assert code == 2
-    assert says in error
 
 
 @one_loop

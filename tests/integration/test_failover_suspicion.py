@@ -69,24 +69,6 @@ async def test_a_suspicion_does_not_begin_the_emergency(tmp_path, fresh_token, l
     assert (status.episode, status.reserved) == (None, 0)
 
 
-@one_loop
-async def test_a_probe_that_fails_begins_it(tmp_path, fresh_token, looks, monkeypatch):
-    monkeypatch.setattr(health, "PROBE_S", 0.05)
-    del looks
-    place = Site(tmp_path, fresh_token, SAME)
-    async with opened(place.config(failover={"emergencyModeEnabled": True})) as manager:
-        seen = went(manager)
-        place.members[0].fault("C_Sign", "hang", forever=True, every=1)
-        hung = start(manager.sign(b"it may be signed", timeout=FOREVER))
-        await until(lambda: bool(seen))
-        receipt = await manager.sign_with_receipt(b"in the emergency", timeout=FOREVER)
-        place.members[0].clear()
-        place.members[0].release()
-        assert await hung
-    assert receipt.level == "emergency"
-    assert [kind for kind, _ in seen][:2] == ["member-down", "failover"]
-
-
 def states_of(process):
     """The states of a process's threads, as in proc(5)."""
     stats = [path.read_text() for path in Path(f"/proc/{process}/task").glob("*/stat")]

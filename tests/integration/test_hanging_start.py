@@ -106,14 +106,6 @@ def test_a_start_ends_after_its_time_and_the_process_with_it(hanging, call, isol
     assert told.exists()
 
 
-@pytest.mark.parametrize("call", ["C_Login", pytest.param("C_FindObjects", marks=pytest.mark.deep)])
-def test_a_call_that_outlasts_its_start_is_not_waited_for_again(hanging, call):
-    config, _ = hanging(call, startTimeoutMs=500, isolation="thread")
-    waits_long = "from hsmcore.members import pkcs11; pkcs11.CLOSE_SECONDS = 600\n"
-    ran = subprocess.run([sys.executable, "-c", waits_long + EMBEDDED, json.dumps(config)], check=False, **RUN)
-    assert (ran.stdout, ran.returncode) == ("MemberDown True\n", 0), ran.stderr
-
-
 @pytest.mark.parametrize(("call", "isolation"), cases(LAST_CALLS, ("C_CloseSession", "thread")))
 def test_an_end_that_hangs_has_an_end_and_the_process_with_it(hanging, call, isolation, tmp_path):
     when = tmp_path / "when"
@@ -130,12 +122,6 @@ def test_an_end_that_hangs_has_an_end_and_the_process_with_it(hanging, call, iso
 def test_control_c_ends_a_command_whose_module_hangs(hanging, call, isolation, tmp_path):
     config, told = hanging(call, isolation=isolation, startTimeoutMs=600_000)
     interrupt(config, told, "sign --text m", tmp_path)
-
-
-@pytest.mark.parametrize("isolation", ["thread", pytest.param("process", marks=pytest.mark.deep)])
-def test_control_c_ends_a_command_that_looks_at_keys(hanging, isolation, tmp_path):
-    config, told = hanging("C_Login", isolation=isolation)
-    interrupt(config, told, "keys list", tmp_path)
 
 
 def interrupt(config, told, command, tmp_path):

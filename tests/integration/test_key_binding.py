@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -25,7 +24,6 @@ import hsmcore
 from hsmcore.errors import EngineClosed, NotHolder
 from hsmcore.failover import router
 from hsmcore.failover.errors import AllLevelsFailed
-from hsmcore.failover.path import Ask
 
 pytestmark = [pytest.mark.integration, needs_chaos]
 
@@ -173,20 +171,6 @@ async def test_a_request_abandoned_while_being_signed_is_bound(site):
 
 
 @one_loop
-async def test_a_request_abandoned_between_two_attempts_is_bound(site):
-    place = site(SAME, OTHER)
-    async with opened(place.config(failover=PATIENT)) as manager:
-        # A signature that does not verify may be one all the same, and its member is waited for: no other may sign it.
-        place.members[0].fault("C_Sign", "wrong-signature", every=1)
-        asked = start(manager.sign(b"m", 20))
-        await until(lambda: bool(manager._path.router._changed._waiters))
-        asked.cancel()
-        await asyncio.gather(asked, return_exceptions=True)
-        await fail_over(manager)
-        assert await signers(manager, [b"m"]) == {b"m": None}
-
-
-@one_loop
 async def test_an_abandoned_batch_is_bound_wherever_its_parts_were(site):
     place = site(SAME, SAME, OTHER)
     async with opened(place.config(primary=2, failover=LEVELS)) as manager:
@@ -219,55 +203,6 @@ async def test_signatures_that_are_thrown_away_bind_their_messages(site):
         await fail_over(manager)
         # The one that was refused has no signature, so any key may sign it.
         assert await signers(manager, messages) == dict.fromkeys(messages[:3]) | {messages[3]: key_of(place, 1)}
-
-
-@one_loop
-async def test_an_abandoned_part_of_a_batch_is_bound(site):
-    """One member refuses its part, and the caller gets that error at once."""
-    place = site(SAME, SAME, OTHER)
-    async with opened(place.config(primary=2, failover=LEVELS)) as manager:
-        manager._path.endpoints[1].signing.retire_key(0)
-        messages = [b"message %d" % n + b" and a long one" * (n == 0) for n in range(32)]
-        with pytest.raises(hsmcore.KeyDeactivated):
-            await manager.sign_many(messages, 20)
-        engine = manager._path.endpoints[0].signing
-        await until(lambda: engine.in_flight == 0)
-        begun = engine.stats()["cancelled"] < 16
-        await fail_over(manager)
-        found = await signers(manager, messages)
-        # A part that was given up before a worker had begun any of it may be signed by any key.
-        bound = dict.fromkeys(messages[:16], None if begun else key_of(place, 2))
-        assert found == bound | dict.fromkeys(messages[16:], key_of(place, 2))
-
-
-@one_loop
-async def test_what_is_signed_one_by_one_and_thrown_away_is_bound(site):
-    place = site(SAME, OTHER)
-    async with opened(place.config(failover=PATIENT)) as manager:
-        place.members[0].fault("C_Sign", "hang", forever=True, every=1)
-        asked = start(manager.sign(b"bound", 20))
-        await until(lambda: place.members[0].stats()["hung"] == 1)
-        asked.cancel()
-        await asyncio.gather(asked, return_exceptions=True)
-        place.members[0].clear()
-        place.members[0].release()
-        place.kill(0)
-        await manager.sign(b"who?", 5)
-        assert manager._path.levels.active == 1
-        before = signatures_of(manager, 1)  # with the probes that it had on standby
-        with pytest.raises(AllLevelsFailed):
-            await manager.sign_many([b"x", b"y", b"bound"], 0.5)
-        assert signatures_of(manager, 1) == before + 2
-        place.revive(0)
-        await until(lambda: manager._path.levels.active == 0)
-        other, first = key_of(place, 1), key_of(place, 0)
-        assert await signers(manager, [b"x", b"y", b"bound"]) == {b"x": other, b"y": other, b"bound": first}
-
-
-def signatures_of(manager: hsmcore.KeyManager, number: int) -> int:
-    """Signatures that a member has made."""
-    count: int = manager._path.endpoints[number].signing.stats()["signatures"]
-    return count
 
 
 @one_loop
@@ -344,30 +279,6 @@ async def test_what_was_signed_and_could_not_be_recorded_no_other_key_signs(site
         assert await signers(manager, messages) == dict.fromkeys(messages, None)
 
 
-@one_loop
-@pytest.mark.parametrize("withheld", [hsmcore.AuditUnavailable, EngineClosed, NotHolder])
-async def test_what_is_withheld_on_the_long_way_no_other_key_signs(site, monkeypatch, withheld):
-    place = site(SAME, OTHER)
-    async with opened(place.config(failover=LEVELS)) as manager:
-        await until(lambda: manager._path.levels.active == 0)
-
-        attempts = []
-
-        def fails(*args):
-            attempts.append(args)
-            asked = asyncio.get_running_loop().create_future()
-            asked.set_exception(withheld("withheld", maybe_signed=False))
-            return asked
-
-        monkeypatch.setattr(manager._path.endpoints[0], "ask", fails)
-        with pytest.raises(hsmcore.HsmError):
-            await manager._path.router.sign(b"m", 0.3)
-        # Of a member that closes, another key version may go on; what the request is refused with ends it.
-        assert withheld is EngineClosed or len(attempts) == 1
-        await fail_over(manager)
-        assert await signers(manager, [b"m"]) == {b"m": None}
-
-
 async def recorded(manager: hsmcore.KeyManager) -> bool:
     """Whether the audit log is written again."""
     with suppress(hsmcore.AuditUnavailable):
@@ -393,50 +304,6 @@ async def test_what_is_withheld_while_hedging_no_other_key_signs(site, monkeypat
                 await manager._path.router.sign(b"m", 0.3)
         await fail_over(manager)
         assert await signers(manager, [b"m"]) == {b"m": None}
-
-
-@one_loop
-async def test_a_request_that_may_be_signed_stays_with_its_key_beside_other_bindings(site, monkeypatch):
-    place = site(SAME, OTHER)
-    async with opened(place.config(failover=LEVELS)) as manager:
-        first, second = manager._path.endpoints
-        await until(lambda: first.trusted and second.trusted)
-        manager._path.router.bind([b"another"], first.key)
-
-        def fails(*_args):
-            asked = asyncio.get_running_loop().create_future()
-            asked.set_exception(hsmcore.MemberDown("its answer is lost", maybe_signed=True))
-            return asked
-
-        monkeypatch.setattr(first, "ask", fails)
-        asked = start(manager._path.router.sign(b"m", 5))
-        await until(lambda: not first.trusted)
-        await fail_over(manager)
-        with pytest.raises(hsmcore.HsmError) as caught:
-            await asked
-        assert caught.value.maybe_signed
-        assert await signers(manager, [b"m"]) == {b"m": None}
-
-
-@one_loop
-async def test_with_a_bound_message_about_batches_still_cross_in_one_piece(site):
-    place = site(SAME, OTHER)
-    async with opened(place.config(failover=LEVELS)) as manager:
-        place.members[0].fault("C_Sign", "hang", forever=True)
-        asked = start(manager.sign(b"bound", 20))
-        await until(lambda: place.members[0].stats()["hung"] == 1)
-        asked.cancel()
-        await asyncio.gather(asked, return_exceptions=True)
-        place.members[0].release()
-        router = manager._path.router
-        assert router.bindings.any_elsewhere([b"bound"], b"another key")
-        with pytest.raises(hsmcore.InvalidMessage):
-            await manager.sign_with_receipt("text")
-        crossings = []
-        inner = router.begin_many
-        router.begin_many = lambda endpoint, batch, *more: crossings.append(len(batch)) or inner(endpoint, batch, *more)
-        assert len(await manager.sign_many([b"%d" % n for n in range(20)] + [b"bound"], 5)) == 21
-        assert crossings == [21]
 
 
 @one_loop
@@ -521,69 +388,3 @@ async def test_a_request_whose_member_was_closed_in_the_middle_is_bound(kms, tmp
         await endpoint.stop()
         kms.release()
         assert (await asked).public_key == first.raw_public
-
-
-@pytest.mark.parametrize("kind", ["signature", "receipt", "error"])
-@one_loop
-async def test_a_caller_that_leaves_in_the_turn_of_its_answer_is_bound(kind, site):
-    """The task is cancelled after its answer came and before it ran: the engine has forgotten the request."""
-    place = site(SAME, OTHER)
-    async with opened(place.config(failover=LEVELS)) as manager:
-        path, router = manager._path, manager._path.router
-        if kind == "error":
-            place.members[0].fault("C_Sign", "hang", forever=True, every=1)
-        if kind == "receipt":
-            asked = path.ask(Ask(b"m", None, None))
-        else:
-            asked = path.submit(bytearray(b"m"), 0.2 if kind == "error" else None)
-        await asyncio.wait([asked], timeout=5.0)
-        assert asked.done()
-        assert manager._path.endpoints[0].engine.asked_for(asked) is None
-        path.abandon(asked, bytearray(b"m"))
-        assert router.bindings.any_elsewhere([b"m"], key_of(place, 1))
-        assert not router.bindings.any_elsewhere([b"m"], key_of(place, 0))
-        if kind == "error":
-            assert isinstance(asked.exception(), hsmcore.DeadlineExceeded)
-            place.members[0].release()
-
-
-@pytest.mark.parametrize("way", WAYS)
-@one_loop
-async def test_a_caller_that_leaves_in_the_turn_before_its_answer_is_bound(way, site):
-    """The task is cancelled, then its answer comes, then it runs: the future has taken no answer."""
-    place = site(SAME, OTHER)
-    async with opened(place.config(failover=LEVELS)) as manager:
-        router, engine = manager._path.router, manager._path.endpoints[0].member.engine
-        place.members[0].fault("C_Sign", "hang", forever=True, every=1)
-        asked = start(WAYS[way](manager, [b"m"]))
-        await until(lambda: place.members[0].stats()["hung"] == 1)
-        asked.cancel()
-        place.members[0].clear()
-        place.members[0].release()
-        while engine.completed == 0:
-            time.sleep(0.001)  # noqa: ASYNC251  # the loop does not turn
-            engine._drain()
-        with pytest.raises(asyncio.CancelledError):
-            await asked
-        assert router.bindings.any_elsewhere([b"m"], key_of(place, 1))
-        assert not router.bindings.any_elsewhere([b"m"], key_of(place, 0))
-
-
-@one_loop
-async def test_an_answer_that_comes_while_the_log_fails_is_refused_at_once(site):
-    """The log says once that it begins to fail; the signature of the second message came after that."""
-    place = site(SAME)
-    path = place.folder / "audit.log"
-    config = place.config(auditLogFile=str(path), requestTimeoutMs=30_000)
-    async with opened(config) as manager:
-        await manager.sign(b"before")
-        with files_at_most(path.stat().st_size + 10):
-            place.members[0].fault("C_Sign", "hang", milliseconds=1500, nth=1)
-            slow = start(manager.sign(b"slow"))
-            await until(lambda: place.members[0].stats()["hung"] == 1)
-            with pytest.raises(hsmcore.AuditUnavailable):
-                await manager.sign(b"quick")
-            async with asyncio.timeout(10):
-                with pytest.raises(hsmcore.AuditUnavailable):
-                    await slow
-        await becomes(lambda: recorded(manager))

@@ -8,7 +8,7 @@ import hashlib
 import json
 import sqlite3
 import time
-from contextlib import closing, suppress
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -82,25 +82,6 @@ async def test_a_binding_outlives_the_process(place):
         assert (await manager.sign_with_receipt(b"m", 5)).level == "primary"
         await assert_bound(manager, [b"m"])
         assert (await manager.sign_with_receipt(b"m", 5, allow_other_key=True)).level == "secondary"
-
-
-@one_loop
-async def test_it_is_dropped_when_its_time_is_over(place, monkeypatch):
-    monkeypatch.setattr(bindings, "BINDING_NS", 1)
-    async with opened(configured(place)) as manager:
-        await abandon(place, manager, b"m")
-        await until(lambda: not manager._path.router.bindings.any_elsewhere([b"m"], None))
-    async with opened(configured(place)) as manager:
-        await secondary_signs(manager)
-        assert (await manager.sign_with_receipt(b"m", 5)).level == "secondary"
-
-
-@one_loop
-async def test_where_all_levels_have_one_key_nothing_is_stored(tmp_path, fresh_token):
-    place = Site(tmp_path, fresh_token, SAME, SAME)
-    async with opened(place.config()) as manager:
-        await abandon(place, manager, b"m")
-    assert rows(place) == []
 
 
 @one_loop
@@ -185,36 +166,6 @@ async def test_what_a_closed_process_has_answered_binds_nothing(place):
 
 
 @one_loop
-async def test_each_binding_of_a_key_counts_until_its_time_is_over():
-    kept = KeyBindings()
-    for number in range(3):
-        kept.add(b"%d" % number, b"key", number)
-    kept.add(b"0", b"key", 3)  # again: as the newest
-    for gone, left in ((1, b"1"), (2, b"2"), (3, b"0")):
-        assert kept.elsewhere(b"other")
-        assert not kept.elsewhere(b"key")
-        kept.forget(gone + BINDING_NS - 1)
-        assert kept.get(left) == b"key"
-        kept.forget(gone + BINDING_NS)
-        assert kept.get(left) is None
-    assert not kept
-    assert not kept.elsewhere(b"other")
-
-
-@one_loop
-async def test_a_message_that_is_bound_again_has_the_last_binding(tmp_path):
-    store = await Store.open(tmp_path / "state.db")
-    stored, digests = StoredBindings(store), [hashlib.sha256(b"%d" % number).digest() for number in range(501)]
-    for key in (b"one", b"two"):
-        await stored.keep([BindingRow(digest, key, 1 << 62) for digest in digests])
-        assert {(row.digest, row.key) for row in await stored.load()} == {(digest, key) for digest in digests}
-    twice = [BindingRow(digests[0], key, 1 << 62) for key in (b"three", b"four")]  # a log may have several attempts
-    await stored.keep(twice)
-    assert {row.digest: row.key for row in await stored.load()}[digests[0]] == b"four"
-    await store.close()
-
-
-@one_loop
 async def test_each_write_takes_away_the_rows_whose_time_is_over_and_no_others(tmp_path):
     store = await Store.open(tmp_path / "state.db")
     stored, now = StoredBindings(store), time.time_ns()
@@ -225,21 +176,6 @@ async def test_each_write_takes_away_the_rows_whose_time_is_over_and_no_others(t
     await stored.keep([])
     assert await stored.load() == [lasts]
     await store.close()
-
-
-@one_loop
-async def test_many_bindings_are_stored_at_once_and_the_newest_are_read(tmp_path, monkeypatch):
-    store = await Store.open(tmp_path / "state.db")
-    kept = KeyBindings(StoredBindings(store))
-    for number in range(3000):
-        kept.add(b"%d" % number, b"key", time.monotonic_ns())
-    await kept.close()
-    monkeypatch.setattr(bindings, "BINDINGS_MAX", 1000)
-    read = await StoredBindings(store).load()
-    assert {row.digest for row in read} == {hashlib.sha256(b"%d" % n).digest() for n in range(2000, 3000)}
-    await store.close()
-    with suppress(StoreError):
-        await StoredBindings(store).load()
 
 
 def test_so_many_messages_are_bound_and_no_more(monkeypatch):

@@ -125,19 +125,6 @@ async def test_no_edit_makes_a_key_forget_what_it_has_bound(edit, logged, lives,
         await refused(lives(**more))  # the way back is another rebind, unless it adds forms only
 
 
-@one_loop
-async def test_forms_are_added_and_not_taken_away(lives):
-    """What an added form makes of a message, it had no position before: nothing that was bound changes."""
-    for policy in (
-        {**POLICY, "kinds": ["raw", "block"]},
-        {**POLICY, "kinds": ["block", "state-root", "batch-root"], "formats": [LONGER, LITTLE]},
-        {**POLICY, "kinds": ["state-root", "block"], "formats": [LITTLE, LONGER]},
-    ):
-        await begun(lives(policy))
-    for fewer in (POLICY, {**POLICY, "kinds": ["block", "state-root"]}):
-        assert "of 80 bytes" in str(await refused(lives(fewer)))
-
-
 async def rows(folder):
     """The rows of the store."""
     store = await Store.open_to_read(folder / "state.db")
@@ -145,19 +132,6 @@ async def rows(folder):
         return await store.run(domains.everything)
     finally:
         await store.close()
-
-
-@one_loop
-async def test_two_key_managers_with_domains_that_look_alike_do_not_bind_one_key(lives):
-    """Both signed at once: "l" and "I"."""
-    configs = [lives({**POLICY, "domain": domain}, auditLogFile=None) for domain in ("my-rollup", "my-rolIup")]
-    async with opened(configs[0]) as one, opened(configs[1]) as two:
-        asked = [manager.sign(block(7, content)) for content in (b"A", b"B") for manager in (one, two)]
-        done = await asyncio.gather(*asked, return_exceptions=True)
-        assert sum(isinstance(result, bytes) for result in done) == 1
-        assert {type(result) for result in done} == {bytes, DoubleSign, DomainMismatch}
-    [result] = [result for result in done if isinstance(result, bytes)]
-    await refused(configs[1 - done.index(result) % 2])
 
 
 @one_loop

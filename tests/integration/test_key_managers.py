@@ -32,9 +32,7 @@ from hsmcore.errors import (
     EngineClosed,
     KeyNotFound,
     NotInitialized,
-    PinIncorrect,
     PolicyRefused,
-    SecretUnavailable,
 )
 from hsmcore.failover.bindings import left_by_a_crash
 from hsmcore.metrics import collector, render
@@ -210,13 +208,6 @@ async def test_a_format_of_one_key_is_known_to_the_others(fresh_token, tmp_path)
     assert checked(tmp_path / "audit.log")
 
 
-async def test_one_key_manager_is_named_default(world):
-    async with hsmcore.create_key_managers(world.config()) as managers:
-        assert list(managers) == ["default"]
-        VerifyKey(world.keys["ed25519"].public_key).verify(b"a", await managers.sign(b"a"))
-        assert managers.audit.enabled is False
-
-
 async def test_if_one_cannot_be_opened_none_stays_open(fresh_token, tmp_path):
     token, other = fresh_token(*KEYS), fresh_token(*KEYS)
     config = of_tokens(tmp_path, token, other, auditLogFile=str(tmp_path / "audit.log"))
@@ -232,35 +223,6 @@ async def test_if_one_cannot_be_opened_none_stays_open(fresh_token, tmp_path):
     async with hsmcore.create_key_managers(config) as managers:  # nothing holds the log or the tokens
         await managers["transactions"].sign(b"a")
     assert checked(tmp_path / "audit.log")
-
-
-async def test_what_failed_may_be_opened_again(fresh_token, tmp_path):
-    token, other = fresh_token(*KEYS), fresh_token(*KEYS)
-    managers = hsmcore.create_key_managers(of_tokens(tmp_path, token, other, auditLogFile=str(tmp_path / "audit.log")))
-    token.pin_file.unlink()
-    for _ in range(2):
-        with pytest.raises(SecretUnavailable, match=r"^key manager blocks: "):
-            await managers.initialize()
-        assert managers.describe()["audit"] is None
-    token.pin_file.touch(mode=0o600)
-    token.pin_file.write_text(token.pin)
-    async with managers:
-        for manager in managers.values():
-            await manager.sign(b"a")
-    assert checked(tmp_path / "audit.log")
-
-
-async def test_a_wrong_pin_is_presented_once(fresh_token, shim, tmp_path):
-    """Though two key managers log in to the token: a second attempt could lock it."""
-    token = fresh_token(*KEYS)
-    token.module = shim.path
-    config = of_tokens(tmp_path, token, token)
-    for one in config["sequencer"]["keyManagers"].values():
-        one["config"]["pin"] = "wrong"
-    before = shim.calls("C_Login")
-    with pytest.raises(PinIncorrect, match=r"^key manager blocks: "):
-        await hsmcore.create_key_managers(config).initialize()
-    assert shim.calls("C_Login") == before + 1
 
 
 async def test_two_with_one_key_are_refused(fresh_token, tmp_path):
@@ -295,22 +257,6 @@ async def test_whatever_one_raises_all_are_closed(fresh_token, tmp_path, monkeyp
     await managers.close()
     assert managers["blocks"].describe()["life"] == "closed"
     assert checked(log)
-
-
-async def test_a_caller_that_is_cancelled_leaves_nothing_open(fresh_token, shim, tmp_path):
-    token = fresh_token(*KEYS)
-    token.module = shim.path
-    log = tmp_path / "audit.log"
-    managers = hsmcore.create_key_managers(of_tokens(tmp_path, token, token, auditLogFile=str(log)))
-    shim.hold()  # the first one proves its key
-    opening = start(managers.initialize())
-    await shim.until_inside(1)
-    opening.cancel()
-    shim.release()
-    with pytest.raises(asyncio.CancelledError):
-        await opening
-    assert {manager.describe()["life"] for manager in managers.values()} <= {"new", "closed"}
-    assert managers.describe()["audit"] is None
 
 
 async def test_a_key_of_one_token_signs_the_checkpoints_of_all(fresh_token, tmp_path):

@@ -11,7 +11,6 @@ from tests.support.managers import counters, opened, start, until
 from tests.support.verifiers import is_good
 
 import hsmcore
-from hsmcore import _native
 from hsmcore.errors import BadArgument
 
 pytestmark = pytest.mark.integration
@@ -40,45 +39,12 @@ async def test_one_manager_can_be_opened_again(world):
             await manager.sign(b"x")
 
 
-async def test_two_managers_on_one_token(world):
-    async with opened(world.config()) as first:
-        async with opened(world.config("ecdsa-p256")) as second:
-            one, other = await asyncio.gather(first.sign_many([b"x"] * 10), second.sign_many([b"x"] * 10))
-            assert is_good("ed25519", first.public_key, b"x", one[9])
-            assert is_good("ecdsa-p256", second.public_key, b"x", other[9])
-        assert is_good("ed25519", first.public_key, b"y", await first.sign(b"y")), "the login was not taken from it"
-
-
-async def test_the_manager_that_opened_first_can_close_first(world):
-    first, second = (hsmcore.create_key_manager(world.config(name)) for name in ("ed25519", "second"))
-    await first.initialize()
-    await second.initialize()
-    await first.sign(b"x")
-    await first.close()
-    for n in range(20):
-        assert is_good("ed25519", second.public_key, b"%d" % n, await second.sign(b"%d" % n))
-    await first.initialize()
-    assert is_good("ed25519", first.public_key, b"z", await first.sign(b"z"))
-    await asyncio.gather(first.close(), second.close())
-
-
 async def test_two_managers_on_two_tokens(world, fresh_token):
     other = fresh_token()
     async with opened(world.config()) as first, opened(other.config()) as second:
         signatures = await asyncio.gather(*(manager.sign(b"x") for manager in (first, second) * 20))
         assert len(set(signatures)) == 2
         assert is_good("ed25519", other.keys["ed25519"].public_key, b"x", signatures[1])
-
-
-async def test_a_manager_serves_keys_while_another_comes_and_goes(world):
-    async with opened(world.config(maxCacheSize=0)) as steady:
-        signing = [start(steady.sign(b"%d" % n)) for n in range(500)]
-        for _ in range(5):
-            async with opened(world.config("second")) as passing:
-                await passing.sign(b"x")
-        for n, signature in enumerate(await asyncio.gather(*signing)):
-            assert is_good("ed25519", steady.public_key, b"%d" % n, signature)
-        assert counters(steady)["failures"] == 0
 
 
 async def test_a_failed_initialize_leaves_nothing_and_can_be_repeated(world, fresh_token):
@@ -106,19 +72,6 @@ async def test_a_failed_initialize_leaves_nothing_and_can_be_repeated(world, fre
         assert manager.public_key == token.keys["later"].public_key
 
 
-async def test_an_error_in_the_body_goes_through_and_closes(world):
-    manager = hsmcore.create_key_manager(world.config())
-    with pytest.raises(LookupError, match="body"):  # noqa: PT012  # leaving the body is what is tested
-        async with manager:
-            await manager.sign(b"x")
-            raise LookupError("body")
-    with pytest.raises(hsmcore.EngineClosed):
-        await manager.sign(b"x")
-    with pytest.raises(hsmcore.KeyNotFound):
-        async with hsmcore.create_key_manager(world.config(settings={"keyLabel": "no"})):
-            pytest.fail("the body must not run")
-
-
 async def test_initialize_twice(world):
     manager = hsmcore.create_key_manager(world.config())
     first, second = await asyncio.gather(manager.initialize(), manager.initialize(), return_exceptions=True)
@@ -127,14 +80,6 @@ async def test_initialize_twice(world):
     with pytest.raises(BadArgument, match="already"):
         await manager.initialize()
     assert await manager.sign(b"x")
-    await manager.close()
-
-
-async def test_close_is_no_error_before_and_twice_and_at_once(world):
-    manager = hsmcore.create_key_manager(world.config())
-    await manager.close()
-    await manager.initialize()
-    await asyncio.gather(*(manager.close() for _ in range(3)))
     await manager.close()
 
 
@@ -181,26 +126,6 @@ async def test_an_initialize_that_is_cancelled_leaves_nothing(world, delay):
         assert await manager.sign(b"x")
 
 
-async def test_close_during_initialize_does_not_leave_it_open(world):
-    manager = hsmcore.create_key_manager(world.config())
-    opening = start(manager.initialize())
-    await asyncio.sleep(0)
-    await manager.close()
-    await asyncio.gather(opening, return_exceptions=True)
-    try:
-        with pytest.raises(hsmcore.EngineClosed):
-            await manager.sign(b"x")
-    finally:
-        await manager.close()
-
-
-async def test_a_manager_that_is_never_opened_holds_no_token(world):
-    before = _native.leaks()
-    managers = [hsmcore.create_key_manager(world.config()) for _ in range(20)]
-    assert all(count <= before[name] for name, count in _native.leaks().items())
-    del managers
-
-
 @pytest.mark.filterwarnings("ignore:a key manager was not closed:ResourceWarning")
 def test_an_unreferenced_manager_is_collected_with_its_loop(world):
     async def careless() -> None:
@@ -226,27 +151,6 @@ async def test_as_many_sessions_as_asked(world, shim):
             assert is_good("ed25519", manager.public_key, b"%d" % n, signature)
     assert shim.calls("C_CloseSession") == 17
     assert shim.calls("C_Finalize") == shim.calls("C_Initialize") == 1
-
-
-async def test_the_module_may_be_named_by_a_link(world, tmp_path):
-    link = tmp_path / "module.so"
-    link.symlink_to(world.module)
-    async with (
-        opened(world.config(settings={"modulePath": str(link)})) as one,
-        opened(world.config("second")) as other,
-    ):
-        assert is_good("ed25519", one.public_key, b"x", await one.sign(b"x"))
-        assert is_good("ed25519", other.public_key, b"x", await other.sign(b"x"))
-
-
-@pytest.mark.parametrize("isolation", ["thread", "process"])
-@pytest.mark.parametrize("verify", ["always", "sample", "never"])
-async def test_signatures_are_verified_as_often_as_asked(world, verify, isolation):
-    messages = [b"%d" % n for n in range(200)]
-    settings = {"verifySignatures": verify, "isolation": isolation}
-    async with opened(world.config(settings=settings, maxCacheSize=0)) as manager:
-        for pair in zip(messages, await manager.sign_many(messages), strict=True):
-            assert is_good("ed25519", manager.public_key, *pair)
 
 
 VERIFIED = {"verifySignatures": "always", "isolation": "process"}
@@ -285,12 +189,3 @@ async def test_a_deadline_holds_while_signatures_are_verified(world):
             else:
                 assert isinstance(answer, hsmcore.DeadlineExceeded | hsmcore.QueueFull)
         assert is_good("ed25519", manager.public_key, b"after", await manager.sign(b"after"))
-
-
-@pytest.mark.parametrize("settings", [{}, VERIFIED], ids=["bare", "verified"])
-@pytest.mark.parametrize("rules", [{"spinMicros": 0}, {"wakeCoalesceMicros": 0}, {"wakeCoalesceMicros": 1_000_000}])
-async def test_all_requests_are_answered_with_any_tuning(world, rules, settings):
-    async with opened(world.config(settings=settings, maxCacheSize=0, **rules)) as manager:
-        for n in range(20):
-            assert await manager.sign(b"%d" % n)
-        assert len(await asyncio.gather(*(manager.sign(b"%d" % n) for n in range(200)))) == 200

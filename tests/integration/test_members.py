@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import pytest
 from tests.support.chaos import needs_chaos
-from tests.support.levels import OTHER, SAME, Site
+from tests.support.levels import SAME, Site
 from tests.support.loops import one_loop
 from tests.support.managers import opened, until
 
@@ -17,11 +17,6 @@ import hsmcore
 from hsmcore.members import Pkcs11Member
 
 pytestmark = pytest.mark.integration
-
-
-async def test_a_key_manager_that_is_not_open_has_no_members(world):
-    manager = hsmcore.create_key_manager(world.config())
-    assert manager.members() == ()
 
 
 @pytest.mark.parametrize("isolation", ["thread", "process"])
@@ -64,16 +59,6 @@ async def test_members_of_levels(tmp_path, fresh_token):
         assert manager.describe()["members"][1] == second.to_json()
         place.revive(0)
         await until(lambda: manager.members()[0].condition == "ready")
-
-
-@needs_chaos
-@pytest.mark.chaos
-async def test_a_level_may_sign_with_another_key(tmp_path, fresh_token):
-    place = Site(tmp_path, fresh_token, SAME, OTHER)
-    async with opened(place.config(failover={"acceptOtherKeys": ["secondary"]})) as manager:
-        first, second = manager.members()
-        assert first.public_key == manager.public_key
-        assert second.public_key != first.public_key
 
 
 @needs_chaos
@@ -130,18 +115,3 @@ async def test_a_member_that_starts_and_cannot_load_the_current_key_is_started_a
             await until(lambda: len(asked) >= 2)
         await until(lambda: manager.members()[1].condition in ("ready", "ramping"))
         assert len(set(asked)) == len(asked), "each time another one, and none was left running"
-
-
-@needs_chaos
-@pytest.mark.chaos
-@one_loop
-async def test_a_probe_that_meets_the_closing_calls_no_member_down(tmp_path, fresh_token):
-    place = Site(tmp_path, fresh_token, SAME, SAME)
-    async with opened(place.config()) as manager:
-        service = manager._path
-        service.refuse()
-        await service.health._probe(service.endpoints[1])
-        service.endpoints[1].checked_at = 0  # a probe is due
-        await service.health._tick()
-        assert not service.endpoints[1].probing
-        assert manager.members()[1].breakers == {}

@@ -7,7 +7,6 @@ import json
 import os
 import pwd
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
@@ -19,18 +18,13 @@ import pytest
 import typer
 from tests.support.as_nobody import USER
 from tests.support.audit_logs import write_log
-from tests.support.loops import one_loop
 from tests.support.terminal import PROGRAM
 
 from hsmcore.audit.check.verify import verify
 from hsmcore.audit.layout import Layout
-from hsmcore.audit.lock import FolderLock
 from hsmcore.audit.query import Query
-from hsmcore.audit.segment import segments
 from hsmcore.base import ownership
-from hsmcore.base.places import place_at
 from hsmcore.cli.app import build
-from hsmcore.state import Store
 
 pytestmark = [
     pytest.mark.integration,
@@ -250,36 +244,6 @@ for arguments in json.loads(sys.argv[2]):
         code = error.code
     print(*arguments, code, flush=True)
 """
-
-
-@one_loop
-async def test_everything_that_root_makes_for_backups_is_the_folder_s_owner_s(place):
-    backups = place_at(str(place / "backups" / "keys"))
-    await backups.create("key.bak", b"wrapped")
-    assert of_root(place) == []
-    assert stat.S_IMODE((place / "backups" / "keys").stat().st_mode) == 0o700
-
-
-@one_loop
-async def test_everything_that_root_makes_in_a_log_is_the_folder_s_owner_s(place):
-    layout = await write_log(place / "audit.log", 900)
-    assert len(segments(layout)) > 2
-    assert segments(layout)[0].compressed
-    FolderLock(layout.folder / "other.lock").release()
-    assert of_root(place) == []
-    os.chown(layout.log, 0, 0)  # as when the process was killed right after a new file was begun
-    await write_log(place / "audit.log", 5, begin=900)
-    assert of_root(place) == []
-
-
-@one_loop
-async def test_everything_that_root_makes_for_a_store_is_the_folder_s_owner_s(place):
-    store = await Store.open(place / "state" / "state.db")
-    async with store.exclusively("rotation"):
-        made = {path.name for path in (place / "state").iterdir()}
-        assert made == {"state.db", "state.db-wal", "state.db-shm", "state.db.rotation.lock"}
-        assert of_root(place) == []
-    await store.close()
 
 
 def test_a_role_s_lock_that_another_user_made_is_an_error_of_ours(place):

@@ -6,20 +6,18 @@ import asyncio
 import hashlib
 import json
 import sqlite3
-import sys
 from contextlib import closing
 
 import psycopg
 import pytest
 from solana_keychain import SignerError, SignerErrorCode
-from solders.compute_budget import set_compute_unit_price
 from solders.pubkey import Pubkey
-from solders.system_program import AssignParams, TransferParams, assign, transfer
+from solders.system_program import AssignParams, assign
 from tests.integration.test_rotation import rules
 from tests.support.levels import OTHER, SAME, Site
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, counters, opened, start, until
-from tests.support.policed import calling, key, made, moving, ordered
+from tests.support.policed import key, made, moving, ordered
 from tests.support.verifiers import is_good
 
 import hsmcore
@@ -29,20 +27,15 @@ from hsmcore.errors import (
     ConfigurationError,
     DeadlineExceeded,
     DoubleSign,
-    EngineClosed,
     HsmError,
-    NotInitialized,
     PolicyRefused,
     QueueFull,
 )
-from hsmcore.manager.policy import Guard, callers, watermark
-from hsmcore.manager.policy.wants import PayloadPlace
-from hsmcore.manager.policy.watermark import Watermark
+from hsmcore.manager.policy import callers, watermark
 from hsmcore.solana import HsmcoreSigner
-from hsmcore.state import Store, StoreNotGenuine
+from hsmcore.state import StoreNotGenuine
 
 pytestmark = pytest.mark.integration
-ALL = ["tx-legacy", "tx-v0", "tx-v1", "off-chain", "block", "state-root", "digest32", "raw"]
 
 
 def policed(token, folder, kinds=("block",), *, key="ed25519", rules=None, **policy):
@@ -220,53 +213,6 @@ async def test_without_a_policy_everything_is_as_before_and_a_claim_is_refused(w
 
 
 @one_loop
-async def test_before_it_is_open_and_after_it_is_closed_that_is_the_error(world, tmp_path):
-    manager = hsmcore.create_key_manager(policed(world, tmp_path))
-    with pytest.raises(NotInitialized):
-        await manager.sign(ordered(1), kind="block")
-    async with manager:
-        await manager.sign(ordered(1))
-        raw = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
-        raw.execute("BEGIN IMMEDIATE")
-        waits = asyncio.get_running_loop().create_task(manager.sign(ordered(2)))
-        await asyncio.sleep(0.05)
-        closing = asyncio.get_running_loop().create_task(manager.close())
-        await asyncio.sleep(0.05)
-        raw.execute("COMMIT")
-        raw.close()
-        with pytest.raises(EngineClosed):
-            await waits
-        await closing
-    for arguments in ({}, {"kind": "block"}, {"position": 1}):
-        with pytest.raises(EngineClosed):
-            await manager.sign(ordered(1), **arguments)
-        with pytest.raises(EngineClosed):
-            await manager.sign_with_receipt(ordered(1), **arguments)
-
-
-@one_loop
-async def test_nothing_passes_while_the_policy_is_being_opened(world, tmp_path, monkeypatch):
-    """The members were ready, and messages went to them, before the policy's store was open."""
-    opens = Guard.open
-
-    async def slow(*arguments):
-        await asyncio.sleep(0.2)
-        return await opens(*arguments)
-
-    monkeypatch.setattr(Guard, "open", slow)
-    manager = hsmcore.create_key_manager(policed(world, tmp_path))
-    opening = asyncio.get_running_loop().create_task(manager.initialize())
-    refused = 0
-    while not opening.done():
-        with pytest.raises((NotInitialized, PolicyRefused)):
-            await manager.sign(b"raw")
-        refused += 1
-    await opening
-    assert refused > 10
-    await manager.close()
-
-
-@one_loop
 async def test_a_buffer_that_changes_meanwhile_is_signed_as_it_was_judged(world, tmp_path):
     async with opened(policed(world, tmp_path)) as manager:
         buffer, kept = bytearray(ordered(1, b"a")), ordered(1, b"a")
@@ -405,68 +351,11 @@ async def test_a_batch_is_counted_whole_and_what_is_refused_gives_its_places_bac
             assert [type(one) for one in late] == [QueueFull] * 2
 
 
-async def python_calls(work):
-    count = 0
-
-    def note(_frame, event, _argument):
-        nonlocal count
-        count += event == "call"
-
-    sys.setprofile(note)
-    try:
-        await work
-    finally:
-        sys.setprofile(None)
-    return count
-
-
-@one_loop
-async def test_a_batch_is_judged_by_one_call_and_only_what_does_not_pass_by_itself(world, tmp_path):
-    """It cost 40 Python calls a message, and with them more than nine tenths of the rate."""
-    batch = [b"m%d" % number for number in range(256)]
-    async with opened(policed(world, tmp_path, ["raw", "block"])) as manager:
-        await manager.sign_many(batch)
-        assert await python_calls(manager.sign_many(batch)) < 4 * len(batch)
-        assert await python_calls(manager.sign_many([*batch, ordered(1)])) < 6 * len(batch)
-        refused = await manager.sign_many([b"a", bytes(32), ordered(1, b"other"), b"b", bytearray(b"c")], None, True)
-        assert [type(one) for one in refused] == [bytes, PolicyRefused, DoubleSign, bytes, bytes]
-        for message, signature in zip((b"a", b"b", b"c"), (refused[0], *refused[3:]), strict=True):
-            assert is_good("ed25519", manager.public_key, message, signature)
-        one = await manager.sign_with_receipt(b"a")
-        assert one.signature == refused[0]
-        with pytest.raises(PolicyRefused):
-            await manager.sign_with_receipt(b"a", kind="block")
-
-
 async def _outcome(work):
     try:
         await work
     except HsmError as error:
         return error
-
-
-async def test_rules_for_transactions(world, tmp_path):
-    rules = {
-        "programs": {"System": ["Transfer"], "ComputeBudget": ["SetComputeUnitPrice"], str(key(7)): "any"},
-        "recipients": [str(key(9))],
-        "maxFeeLamports": 5_003,
-    }
-    config = policed(world, tmp_path, ["tx-v0", "tx-legacy"], transactions=rules)
-    async with opened(config) as manager:
-        own = Pubkey.from_bytes(manager.public_key)
-        pays = transfer(TransferParams(from_pubkey=own, to_pubkey=key(9), lamports=10**9))
-        await manager.sign(calling(own, key(7)))
-        await manager.sign(made(own, [pays, set_compute_unit_price(500)]))
-        for message, why in (
-            (calling(own, key(8)), "programs"),
-            (made(own, [assign(AssignParams(pubkey=own, owner=key(7)))]), "System.Assign"),
-            (moving(own, 1, key(8)), "recipient of System.Transfer"),
-            (made(own, [pays, set_compute_unit_price(501)]), "its fee may be 5004 lamports"),
-        ):
-            with pytest.raises(PolicyRefused, match=why):
-                await manager.sign(message)
-        refused = await manager.sign_many([moving(own, 1), moving(own, 1, key(8))], return_exceptions=True)
-        assert [type(one) for one in refused] == [bytes, PolicyRefused]
 
 
 async def test_what_leaves_an_owned_account_has_a_rate(world, tmp_path, monkeypatch):
@@ -486,16 +375,6 @@ async def test_what_leaves_an_owned_account_has_a_rate(world, tmp_path, monkeypa
         with pytest.raises(QueueFull, match="what owned lets leave") as caught:
             await manager.sign_many([moving(key(8), 10**8), moving(key(8), 2 * 10**8)])
         assert (caught.value.index, caught.value.retry_after_ms) == (1, 12_000)
-
-
-async def test_the_key_pays_the_fee_and_nothing_else(world, tmp_path):
-    rules = {"programs": {str(key(7)): "any", "System": ["Transfer"]}, "role": "fee-payer"}
-    async with opened(policed(world, tmp_path, ["tx-v0"], transactions=rules)) as manager:
-        own = Pubkey.from_bytes(manager.public_key)
-        await manager.sign(calling(own, key(7)))
-        for message, why in ((calling(key(1), key(7)), "does not pay"), (moving(own, 1), "names the key")):
-            with pytest.raises(PolicyRefused, match=why):
-                await manager.sign(message)
 
 
 async def test_one_call_does_not_end_a_domain(world, tmp_path, capfd):
@@ -539,30 +418,6 @@ async def test_what_is_not_kept_gets_a_floor_that_is_recorded(world, tmp_path, m
         assert {name: first[name] for name in ("command", "domain", "result")} == {
             "command": "policy floor set", "domain": "default/block", "result": "ok",
         }  # fmt: skip
-
-
-async def test_a_domain_of_a_former_spelling_goes_on_behind_its_positions(world, tmp_path):
-    """A no-break space: each start after the first block was refused. Other spellings bound, and are refused now."""
-    for domain in ("my\u00a0rollup", "My rollup"):
-        with pytest.raises(ConfigurationError, match="ASCII"):
-            hsmcore.create_key_manager(policed(world, tmp_path, domain=domain))
-    store = await Store.open(tmp_path / "state.db", None)
-    mark = Watermark(store, "host:1")
-    await mark.require(PayloadPlace("My rollup/block", 7, "0" * 64))
-    await mark.close()
-    await store.close()
-    config = policed(world, tmp_path, domain="My-rollup")
-    with pytest.raises(ConfigurationError, match=r"policy\.domain: .*'My rollup/block', of which 7") as caught:
-        async with opened(config):
-            pass
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    assert "policy floor set block 7 " in caught.value.hint
-    floor = ["policy", "floor", "set", "block", "7", "--reason", "the domain has another spelling"]
-    assert await asyncio.to_thread(cli, [*floor, "--config", str(tmp_path / "config.json")]) == 0
-    async with opened(config) as manager:
-        with pytest.raises(PolicyRefused, match="floor"):
-            await manager.sign(ordered(7, domain="My-rollup"))
-        await manager.sign(ordered(8, domain="My-rollup"))
 
 
 def rows(folder):
@@ -621,23 +476,6 @@ async def test_what_a_transaction_has_taken_up_says_that_it_may_be_bound(fresh_t
         await manager.sign(ordered(3, b"another"))
 
 
-@one_loop
-async def test_a_store_that_takes_its_time_is_part_of_the_deadline(world, tmp_path):
-    async with opened(policed(world, tmp_path)) as manager:
-        await manager.sign(ordered(1))
-        raw = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
-        raw.execute("BEGIN IMMEDIATE")
-        with pytest.raises(DeadlineExceeded):
-            await manager.sign(ordered(2), timeout=0.2)
-        asked = asyncio.get_running_loop().create_task(manager.sign(ordered(3), timeout=10))
-        await asyncio.sleep(0.1)
-        assert await manager.get_current_key_id()  # the loop goes on
-        raw.execute("COMMIT")
-        raw.close()
-        await asked
-        await manager.sign(ordered(2, b"another"))  # it had ended before the store took it up
-
-
 async def test_a_changed_store_stops_its_positions_only(world, tmp_path):
     config = policed(world, tmp_path, ["block", "tx-v0"])
     config["sequencer"]["stateSecret"] = "s" * 32
@@ -684,10 +522,3 @@ def test_explain_and_floors(world, tmp_path, capfd):
     assert (code, "floor" in found["why"]) == (1, True)
     assert command("sign", str(tmp_path / "block.bin"))[0] == 1
     assert '"command":"policy floor set"' in (tmp_path / "audit.log").read_text()
-
-
-def test_a_command_without_a_policy_says_what_is_missing(world, tmp_path, capfd):
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(world.config()))
-    assert cli(["policy", "explain", "00", "--config", str(path)]) == 2
-    assert "policy" in capfd.readouterr().err

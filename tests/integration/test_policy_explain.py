@@ -187,15 +187,3 @@ async def test_it_knows_what_another_key_manager_s_formats_are(fresh_token, tmp_
     code, found = await explain(b"raw", {"key-manager": "transactions", "caller": "app"})
     assert (code, found["why"]) == (1, "client 'app' may not use a key manager 'transactions'")
     assert (await explain(block, {"key-manager": "blocks", "caller": "app"}))[0] == 0
-
-
-@one_loop
-async def test_a_key_that_is_none_is_bad_usage(world, tmp_path, capfd):
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(policed(world, tmp_path, ["tx-v0"], **PAYER)))
-    for wrong in ("zz", "00" * 31, "l" * 44, ""):
-        assert await asyncio.to_thread(cli, ["policy", "explain", "00", "--key", wrong, "--config", str(path)]) == 2
-        assert "is no public key" in capfd.readouterr().err
-    explain = ["policy", "explain", moving(key(1), 1).hex(), "--key", str(key(2)), "--config", str(path)]
-    assert await asyncio.to_thread(cli, explain) == 1
-    assert "the key does not pay the fee" in capfd.readouterr().out

@@ -6,19 +6,17 @@ import asyncio
 import time
 
 import pytest
-from sqlalchemy import delete
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened, start, until
 
 import hsmcore
 from hsmcore.base import steady
-from hsmcore.errors import BadArgument, HsmError, KeyDeactivated, KeyMismatch, KeyUnusable
+from hsmcore.errors import BadArgument, HsmError, KeyDeactivated, KeyUnusable
 from hsmcore.manager.rotation import service
 from hsmcore.manager.rotation.machine import NAMES
 from hsmcore.manager.rotation.service import RotationService
 from hsmcore.manager.rotation.store import Rotations
-from hsmcore.state import Keys, Store, StoreBusy
-from hsmcore.state.schema import ROTATION
+from hsmcore.state import Keys, Store
 
 pytestmark = pytest.mark.integration
 M = b"a message"
@@ -162,23 +160,6 @@ async def test_going_back_to_the_old_key_within_the_overlap(fresh_token, tmp_pat
 
 
 @one_loop
-async def test_an_old_key_without_a_rotation_is_deactivated_at_the_start(fresh_token, tmp_path, later):
-    config = fresh_token().config(**rules(tmp_path, overlapDays=2))
-    async with opened(config) as manager:
-        await manager.set_current_key_id(await manager.generate_key())
-    store = await Store.open(tmp_path / "state.db")
-    await store.run(lambda connection: connection.execute(delete(ROTATION)))
-    await store.close()
-    later(3)
-    async with opened(config) as manager:
-
-        async def ended():
-            return (await manager._background.rotation.keys.all())[0].state == "deactivated"
-
-        await becomes(ended)
-
-
-@one_loop
 async def test_a_current_key_that_was_deactivated_does_not_come_back_with_a_restart(fresh_token, tmp_path):
     token = fresh_token({"name": "ed25519", "kind": "ed25519"}, {"name": "other", "kind": "ed25519"})
     async with opened(token.config(**rules(tmp_path))) as manager:
@@ -190,52 +171,12 @@ async def test_a_current_key_that_was_deactivated_does_not_come_back_with_a_rest
 
 
 @one_loop
-async def test_a_configuration_that_names_a_key_outside_of_the_ring_is_refused(fresh_token, tmp_path):
-    token = fresh_token({"name": "ed25519", "kind": "ed25519"}, {"name": "other", "kind": "ed25519"})
-    async with opened(token.config(**rules(tmp_path))) as manager:
-        new = await manager.rotate_key()
-    with pytest.raises(KeyMismatch, match="rotate adopt"):
-        await hsmcore.create_key_manager(token.config("other", **rules(tmp_path))).initialize()
-    by_id = token.config(settings={"keyLabel": None, "keyId": token.keys["ed25519"].id}, **rules(tmp_path))
-    async with opened(by_id) as manager:  # spelled otherwise, but the same one
-        assert await manager.get_current_key_id() == new
-
-
-@one_loop
 async def test_without_rotation_nothing_is_rotated_and_no_store_is_made(world, tmp_path):
     config = world.config(maxCacheSize=0, stateFile=str(tmp_path / "state.db"))
     async with opened(config) as manager:
         with pytest.raises(BadArgument, match="not enabled"):
             await manager.rotate_key()
     assert list(tmp_path.iterdir()) == []
-
-
-async def test_one_process_rotates_and_the_others_follow(fresh_token, tmp_path):
-    config = fresh_token().config(**rules(tmp_path, overlapDays=1))
-    async with opened(config) as leader, opened(config) as follower:
-        await leader.rotate_key()
-        with pytest.raises(StoreBusy, match="another process"):
-            await follower.rotate_key()
-        new = await leader.get_current_key_id()
-        await becomes(lambda: follows(follower, new))
-        assert await follower.sign(M) == await leader.sign(M)
-
-
-@one_loop
-async def test_an_overdue_key_is_replaced_at_once(fresh_token, tmp_path):
-    token = fresh_token()
-    config = token.config(**rules(tmp_path, overlapDays=1))
-    async with opened(config):
-        pass
-    store = await Store.open(tmp_path / "state.db")
-    await Keys(store).change(1, base_ns=time.time_ns() - 40 * 86_400_000_000_000)
-    await store.close()
-    async with opened(config) as manager:
-        await until(lambda: manager.public_key != token.keys["ed25519"].public_key)
-    keys, [rotation], _ = await stored(tmp_path)
-    assert rotation.cause == "schedule"
-    assert rotation.run.status == "overlap"
-    assert keys[0].retire_ns > time.time_ns()
 
 
 class Handover:

@@ -10,12 +10,10 @@ import pytest
 from tests.integration.test_rotation import M, later, rules, stored
 from tests.integration.test_rotation_members import pair, same_p256, two_members
 from tests.support.loops import one_loop
-from tests.support.managers import becomes, opened, start
-from tests.support.rotation import cancel_rotation_at, is_rotating
+from tests.support.managers import becomes, opened
 
 from hsmcore.cli.app import run as run_command
 from hsmcore.config import load
-from hsmcore.errors import HsmError, KeyNotFound
 from hsmcore.manager.rotation.steps import switch
 from hsmcore.members.control import ControlPlane
 
@@ -51,17 +49,6 @@ async def steps_of(tmp_path, step):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(switch, "ASK_AGAIN_NS", 20_000_000)
-
-
-async def test_a_member_that_is_away_is_not_left_behind(pair, tmp_path):
-    await same_p256(*pair)
-    config = two_members(pair, tmp_path)
-    async with opened(config):
-        pass
-    with away(pair[1]):
-        async with opened(config) as manager:
-            with pytest.raises(HsmError, match="would be left behind"):
-                await manager.rotate_key()
 
 
 @pytest.mark.parametrize("change", ["removed", "renamed"])
@@ -113,35 +100,6 @@ async def test_a_member_that_is_renamed_goes_on_with_the_key_of_the_ring(fresh_t
     assert keys[-1].members == (f"pkcs11:{token.label}",)
 
 
-async def test_a_rotation_is_undone_after_a_member_has_left_the_configuration(pair, tmp_path, monkeypatch):
-    await same_p256(*pair)
-    config = two_members(pair, tmp_path)
-    with monkeypatch.context() as patch:
-        cancel_rotation_at(patch, "do:notify:begun")
-        async with opened(config) as manager:
-            rotating = start(manager.rotate_key())
-
-            async def cut_off():
-                return not is_rotating(manager)
-
-            await becomes(cut_off)
-        await asyncio.wait({rotating})
-        assert rotating.exception() is not None
-    new = (await stored(tmp_path))[0][-1]
-    assert set(new.members) == {name(token) for token in pair}
-    del config["keyManager"]["failover"]["primary"]
-    (tmp_path / "hsm.json").write_text(json.dumps(config))
-    assert await asyncio.to_thread(run_command, ["rotate", "abort", "--config", str(tmp_path / "hsm.json")]) == 0
-    async with opened(config):
-
-        async def ended():
-            return (await stored(tmp_path))[1][0].run.status == "aborted"
-
-        await becomes(ended)
-    assert new.key_id not in await held(pair[0])
-    assert (await steps_of(tmp_path, "generate"))[-1]["details"]["gone"] == [name(pair[1])]
-
-
 async def test_a_member_without_the_current_key_is_left_out_at_the_start_until_it_is_given_it(pair, tmp_path, caplog):
     await same_p256(*pair)
     config = two_members(pair, tmp_path, backupEnabled=True, backupLocation=str(tmp_path / "backups"))
@@ -167,16 +125,6 @@ async def test_a_member_without_the_current_key_is_left_out_at_the_start_until_i
             return {m.condition for m in manager.members()} <= {"ready", "ramping"}
 
         await becomes(back)
-
-
-async def test_a_wrong_name_of_a_key_is_still_an_error_at_the_start(pair, tmp_path):
-    """Only the ring's key may be lacking: nothing says that a key which the configuration names will come."""
-    await same_p256(*pair)
-    config = two_members(pair, tmp_path)
-    config["keyManager"]["failover"]["primary"][0]["config"]["keyId"] = "0d"
-    with pytest.raises(KeyNotFound):
-        async with opened(config):
-            pass
 
 
 async def test_the_old_key_is_refused_by_a_member_that_was_away_at_its_end(pair, tmp_path, later, caplog):

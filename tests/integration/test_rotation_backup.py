@@ -23,8 +23,7 @@ from hsmcore.errors import HsmError, KeyUnusable
 from hsmcore.manager.rotation.backup.envelope import BackupInvalid, Statement, open_envelope
 from hsmcore.manager.rotation.backup.inspect import look, opens, put_back
 from hsmcore.members.control import ControlError, ControlPlane
-from hsmcore.members.control.admin import PAUSES
-from hsmcore.members.control.keys import ListKeys, Sweep
+from hsmcore.members.control.keys import Sweep
 from hsmcore.state import Backups, Store
 
 pytestmark = [pytest.mark.integration, one_loop]
@@ -97,19 +96,6 @@ async def test_a_backup_whose_key_signs_for_another_public_key_is_not_kept(fresh
         with pytest.raises(BackupInvalid, match="not the one"):
             await put_back(replace(second, payload=orjson.dumps(inner)), control, None)
         assert await control.list_keys() == before
-
-
-async def test_a_key_that_the_token_cannot_wrap_is_reported_at_the_start_and_stops_rotation(
-    fresh_token, tmp_path, caplog
-):
-    config = fresh_token().config(**with_backups(tmp_path))
-    async with opened(config) as manager:
-        old = await manager.get_current_key_id()
-        with pytest.raises(HsmError, match="cannot wrap ed25519"):
-            await manager.rotate_key()
-        assert await manager.get_current_key_id() == old
-        assert len(await manager._path.member.control.list_keys()) == 1
-    assert "no rotation will succeed" in caplog.text
 
 
 async def test_with_a_warning_it_rotates_without_a_backup(fresh_token, tmp_path):
@@ -236,33 +222,6 @@ async def test_the_token_accepts_none_of_a_thousand_damaged_backups(fresh_token,
         assert record.public_key == row.public_key
 
 
-@pytest.mark.parametrize("verb", [Sweep("abcd"), ListKeys()], ids=["sweep", "list"])
-async def test_what_harms_nothing_twice_meets_a_passing_error_again(verb, world, shim):
-    settings = load(world.config(settings={"modulePath": shim.path})).key_manager.config
-    async with ControlPlane.for_settings(settings, log_in=True) as control:
-        good = await control.do(verb)
-        shim.fail("C_OpenSession", 0x005, times=len(PAUSES))
-        assert await control.do(verb) == good
-        shim.fail("C_OpenSession", 0x005, times=len(PAUSES) + 1)
-        with pytest.raises(HsmError, match="CKR_GENERAL_ERROR"):
-            await control.do(verb)
-        shim.fail("C_OpenSession", 0x031, times=1)  # DEVICE_MEMORY
-        with pytest.raises(HsmError, match="CKR_DEVICE_MEMORY"):
-            await control.do(verb)
-
-
-async def test_a_login_that_met_a_passing_error_is_not_tried_again(world, shim):
-    """A device may count the PIN as a wrong one."""
-    settings = load(world.config(settings={"modulePath": shim.path})).key_manager.config
-    async with ControlPlane.for_settings(settings, log_in=False) as control:
-        control._admin._pin = settings.resolve_pin
-        shim.fail("C_Login", 0x005, times=1)
-        logins = shim.calls("C_Login")
-        with pytest.raises(HsmError, match="CKR_GENERAL_ERROR"):
-            await control.list_keys()
-        assert shim.calls("C_Login") == logins + 1
-
-
 def damaged(data, number, chance):
     """One way or the other, never the same as before."""
     while True:
@@ -277,22 +236,6 @@ def damaged(data, number, chance):
             changed = changed[:place]
         if changed != data:
             return bytes(changed)
-
-
-@pytest.mark.parametrize("policy", ["require", "warn"])
-async def test_a_place_that_cannot_be_written(fresh_token, tmp_path, policy):
-    (tmp_path / "a-file").touch()
-    place = str(tmp_path / "a-file" / "backups")
-    block = {"backupEnabled": True, "backupLocation": place, "overlapDays": 2, "backupPolicy": policy}
-    config = fresh_token({"name": "p256", "kind": "ecdsa-p256"}).config("p256", **rules(tmp_path, **block))
-    async with opened(config) as manager:
-        old = await manager.get_current_key_id()
-        if policy == "require":
-            with pytest.raises(HsmError, match="Not a directory"):
-                await manager.rotate_key()
-            assert len(await manager._path.member.control.list_keys()) == 1
-        else:
-            assert await manager.rotate_key() != old
 
 
 async def test_a_folder_never_overwrites(tmp_path):

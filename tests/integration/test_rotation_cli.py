@@ -185,21 +185,6 @@ def test_rotate_now_says_at_once_what_it_waits_for_and_how_to_go_on(fresh_token,
     assert (code, "waits at step" in rest) == (0, False), rest
 
 
-def test_bad_usage(world, fresh_token, tmp_path, hsmcore):
-    assert hsmcore("rotate", "status", config=world.config())[0] == 2
-    assert hsmcore("backup", "list")[0] == 2
-    longer = world.config(keyRotation={"intervalDays": 2, "overlapDays": 3})
-    code, error = hsmcore("rotate", "plan", config=longer)
-    assert (code, "longer than intervalDays" in error["error"]["message"]) == (2, True)
-    config = configured(world, "ed25519", tmp_path, requireHandover=True)
-    code, error = hsmcore("rotate", "now", config=config)
-    assert (code, "requireHandover" in error["error"]["message"]) == (1, True)
-    config = configured(fresh_token(), "ed25519", tmp_path, backupEnabled=True, backupLocation="b")
-    code, dry = hsmcore("rotate", "now", "--dry-run", config=config)
-    assert (code, "cannot wrap" in dry["stops"]) == (1, True)
-    assert hsmcore("rotate", "approve", "--as", "nobody", "--code", "1")[0] == 2
-
-
 def test_adopting_another_key(fresh_token, tmp_path, hsmcore):
     token = fresh_token({"name": "ed25519", "kind": "ed25519"}, {"name": "other", "kind": "ed25519"})
     assert hsmcore("rotate", "now", config=configured(token, "ed25519", tmp_path))[0] == 0
@@ -323,34 +308,6 @@ def test_write_access_to_the_store_does_not_approve(fresh_token, tmp_path, hsmco
     asyncio.run(scenario())
 
 
-def test_an_approval_by_a_code_of_an_older_version_does_not_count(fresh_token, tmp_path, hsmcore, approve):
-    """It is no forgery either: no notice accuses a writer of the store after an upgrade."""
-    config = configured(fresh_token(), "ed25519", tmp_path, approvals=1, approvers=APPROVERS)
-    (tmp_path / "hsm.json").write_text(json.dumps(config))
-
-    async def scenario():
-        async with opened(config) as manager:
-            rotation = manager._background.rotation
-
-            async def waits():
-                return [r.id for r in await rotation.rotations.open() if r.run.step == "approve"]
-
-            rotating = start(manager.rotate_key())
-            await becomes(waits)
-            text = (await asyncio.to_thread(hsmcore, "rotate", "approve", text=True))[1]
-            proof = ALICE.sign(text.encode()).signature.hex()
-            with sqlite3.connect(tmp_path / "state.db", timeout=10) as connection:
-                into = "INSERT INTO approval (rotation_id, approver, method, totp_step, time_ns, proof)"
-                connection.execute(into + " VALUES (1, 'alice', 'totp', 58000000, 0, ?)", [proof])
-            connection.close()
-            [shown] = (await asyncio.to_thread(hsmcore, "rotate", "status"))[1]["open"]
-            assert (shown["approvedBy"], shown["notGenuine"]) == ([], [])
-            assert (await approve("bob", BOB))[1]["approvedBy"] == ["bob"]
-            await rotating
-
-    asyncio.run(scenario())
-
-
 def test_what_changes_something_is_recorded(fresh_token, tmp_path, hsmcore):
     from hsmcore.config import load
 
@@ -370,23 +327,3 @@ def test_what_changes_something_is_recorded(fresh_token, tmp_path, hsmcore):
     assert commands == {"rotate now": "ok", "rotate abort": "error", "rotate clock": "ok"}
     rotated = [record["operation"] for record in found if "rotat" in record["operation"]]
     assert rotated == ["rotation-begun", "key-rotated"]
-
-
-def test_a_running_key_manager_does_it(fresh_token, tmp_path, hsmcore):
-    config = configured(fresh_token(), "ed25519", tmp_path)
-    (tmp_path / "hsm.json").write_text(json.dumps(config))
-
-    async def scenario():
-        async with opened(config) as manager:
-            old = await manager.get_current_key_id()
-            store = manager._background.rotation._desired
-
-            async def reported():
-                return bool(await store.reports())
-
-            await becomes(reported)
-            code, done = await asyncio.to_thread(hsmcore, "rotate", "now", "--reason", "from outside")
-            assert (code, done["status"], done["reason"]) == (0, "overlap", "from outside")
-            assert await manager.get_current_key_id() != old
-
-    asyncio.run(scenario())

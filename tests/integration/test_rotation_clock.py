@@ -115,21 +115,3 @@ async def test_an_operator_vouches_for_the_clock(fresh_token, tmp_path, clocks):
 
         await becomes(ended)
         assert await keys.setting(ACCEPTED) == ""
-
-
-@one_loop
-async def test_starts_with_a_clock_that_is_wrong_rotate_nothing(fresh_token, tmp_path, clocks):
-    config = fresh_token().config(**rules(tmp_path, overlapDays=2))
-    async with opened(config):
-        await clocks.some_looks()
-    clocks.ahead = 40 * DAY
-    for _ in range(3):
-        async with opened(config) as manager:
-            await clocks.some_looks()
-            assert await manager.sign(b"m")
-    clocks.ahead = 0
-    async with opened(config):
-        await clocks.some_looks()
-    keys, rotations, _ = await stored(tmp_path)
-    assert len(keys) == 1
-    assert rotations == []

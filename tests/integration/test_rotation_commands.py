@@ -6,25 +6,17 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import shlex
-import shutil
 from types import SimpleNamespace
 
 import pytest
-from nacl.public import PrivateKey
-from tests.integration.test_recovery_docs import WAYS
 from tests.integration.test_rotation import rules, stored
-from tests.support import zygote
 from tests.support.commands import commands, tree
 from tests.support.every_command import APART, LINES, LONG, lines, path_of, walk
-from tests.support.levels import QUICK, SAME
-from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened
 
 from hsmcore.config import load
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow("every command, after what changes the key or the member")]
-TEXT = "what every command signs"
 P256 = {"name": "p256", "kind": "ecdsa-p256"}
 SIGNERS = {"ed25519": "raw-1,sign-64", "ecdsa-p256": "raw-p256,sign-p256"}
 FORMS = pytest.mark.parametrize("text", [LINES, pytest.param(LONG, marks=pytest.mark.deep)], ids=["short", "long"])
@@ -50,24 +42,7 @@ REFUSED = NO_FLEET | {
     "audit device-log",
 }
 """Refused in each of the worlds."""
-GONE = (
-    REFUSED
-    | {line for line in lines(LINES) if line.startswith("audit")}
-    | {
-        "doctor",
-        "tokens",
-        "keys export KEY --output FOLDER/key.backup",
-        "keys generate --label beside",
-        "keys replicate --to MEMBER KEY",
-        "rotate now --dry-run",
-        "rotate adopt",
-        "emergency enable --reason WHY",
-        "policy rebind --reason WHY",
-        "state reconcile --reason WHY",
-    }
-)
 """Beside a first member that is gone, a key manager that runs, and without a log."""
-WHOLE = {"load --path ring --rate 20 --duration 1s", "tune --seconds 0.05 --most 2"}
 """Several members are loaded as a whole; the first one is tuned."""
 
 
@@ -188,89 +163,3 @@ def test_after_a_rotation_each_command_means_the_key_that_signs(fresh_token, tmp
     refused = walked(tmp_path, command, config, token, as_key(current), text)
     assert refused == (REFUSED | NO_LEVELS | {"rotate adopt"} if text is LINES else set())
     the_commands_mean(command, as_key(current))
-
-
-@pytest.mark.parametrize(
-    ("way", "text"),
-    [
-        pytest.param("the state store", LINES, id="store", marks=pytest.mark.deep),
-        pytest.param("both, and a backup is left", LINES, id="both"),
-        pytest.param("the state store", LONG, id="long", marks=pytest.mark.deep),
-    ],
-)
-@pytest.mark.timeout(600)
-def test_after_a_restore_each_command_means_the_key_that_signs(fresh_token, tmp_path, command, monkeypatch, text, way):
-    token = fresh_token(dict(P256))
-    monkeypatch.setenv("HSM_PIN", token.pin)
-    config = config_in(tmp_path, token, text)
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    current = asyncio.run(rotated(config, tmp_path))
-    code, made, err = command("state", "backup", "--to", str(tmp_path / "saved.hsmstate"))
-    assert code == 0, err
-    other = tmp_path / "other"
-    for name in ("audit", "backups") if way == "the state store" else ("backups",):
-        shutil.copytree(tmp_path / name, other / name)
-    shutil.rmtree(tmp_path / "audit")
-    for left in tmp_path.glob("state.db*"):
-        left.unlink()
-    config = config_in(other, token, text)
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    named = {"BACKUP": str(tmp_path / "saved.hsmstate"), "TEXT": "lost", "NAME": made["subject"], "KIND": "block"}
-    named["HEAD"] = "7"
-    for line in WAYS[way][:1] if way == "the state store" else WAYS[way]:
-        said = re.sub(r"\b[A-Z]{4,}\b", lambda word: named[word[0]], line)
-        code, done, err = command(*shlex.split(said))
-        assert code == 0, (said, done, err)
-    the_commands_mean(command, as_key(current))
-    refused = walked(other, command, config, token, as_key(current), text)
-    assert refused == (REFUSED | NO_LEVELS | {"rotate adopt"} if text is LINES else set())
-
-
-@one_loop
-@FORMS
-@pytest.mark.timeout(600)
-async def test_after_a_failover_each_command_goes_by_the_member_that_signs(
-    fresh_token, tmp_path, command, monkeypatch, text
-):
-    first, token = fresh_token(dict(SAME)), fresh_token(dict(SAME))
-    monkeypatch.setenv("HSM_PIN", token.pin)
-    ceremony = {"recoveryPublicKey": bytes(PrivateKey.generate().public_key).hex()}
-    block = {"backupEnabled": True, "backupLocation": str(tmp_path / "backups"), "keyCeremony": ceremony}
-    beside = rules(tmp_path, **block) | {"requestTimeoutMs": 5000}
-    if text is LINES:
-        beside["policy"] = {"kinds": ["raw", "block"]}
-    config = first.config(**beside)
-    second = token.config()["sequencer"]["keyManager"]
-    config["sequencer"]["keyManager"]["failover"] = {**QUICK, "secondary": [second]}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    names = [member.name for _, member in load(config).key_manager.members()]
-    found = token.keys["ed25519"]
-    key = SimpleNamespace(id=found.id, public=found.public_key.hex(), label=found.label, backups=[])
-
-    def apart(*arguments, config, plain):
-        """In a process of its own: `load` and `tune` take signals."""
-        named = () if config is None else ("--config", str(tmp_path / config))
-        done = zygote.run(zygote.CLI, *arguments, *named, text=True, timeout=300)
-        return done.returncode, done.stdout, done.stderr
-
-    async with opened(config) as manager:
-        await manager.sign(b"m")
-        first.folder.rename(tmp_path / "gone")
-
-        async def fails_over():
-            return (await manager.sign_with_receipt(b"n")).member == names[1]
-
-        await becomes(fails_over)
-        await asyncio.to_thread(the_commands_mean, command, key, member=1)
-        values = values_of(tmp_path, config, token, key, "ed25519")
-        code, _, err = await asyncio.to_thread(command, "keys", "generate", "--label", "another")
-        assert (code, json.loads(err)["error"]["type"], f"first member, {names[0]}" in err) == (
-            1,
-            "TokenNotFound",
-            True,
-        )
-        run = as_text(command if text is LINES else apart)
-        refused = await asyncio.to_thread(walk, run, values, text)
-        assert refused == (GONE if text is LINES else WHOLE)
-        assert await fails_over(), "no command has changed what signs"
-    (tmp_path / "gone").rename(first.folder)

@@ -11,8 +11,6 @@ from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened, start, until
 from tests.support.rotation import cancel_rotation_at, is_rotating
 
-from hsmcore.errors import HsmError
-
 pytestmark = pytest.mark.integration
 
 
@@ -79,30 +77,6 @@ async def test_an_alias_that_may_not_be_moved_holds_up_the_end_of_the_old_key_on
         later(1)
         await until(lambda: old.state == "Disabled")
         assert hexadecimal(kms.store.keys[kms.store.aliases["alias/sequencer"]]) == new
-
-
-@one_loop
-async def test_a_rotation_that_fails_leaves_no_key_that_signs(kms, tmp_path):
-    old = kms.store.make(alias="sequencer")
-    async with opened(rotating(kms, tmp_path)) as manager:
-        manager.on_rotation(Handover(fails=1))
-        with pytest.raises(HsmError, match="the chain says no"):
-            await manager.rotate_key()
-        assert manager.public_key == old.raw_public
-        assert kms.store.aliases["alias/sequencer"] == old.id
-    assert [key.state for key in kms.store.keys.values() if key is not old] == ["PendingDeletion"]
-
-
-@one_loop
-async def test_a_backup_that_kms_cannot_give_stops_the_rotation_or_is_warned_about(kms, tmp_path):
-    kms.store.make(alias="sequencer")
-    place = {"backupEnabled": True, "backupLocation": str(tmp_path / "backups")}
-    async with opened(rotating(kms, tmp_path, **place)) as manager:
-        with pytest.raises(HsmError, match="stay where they are made"):
-            await manager.rotate_key()
-        assert len(kms.store.keys) == 1
-    async with opened(rotating(kms, tmp_path, backupPolicy="warn", **place)) as manager:
-        await manager.rotate_key()
 
 
 POINTS = ["do:generate:begun", "between", "do:generate:effect", "do:pin:effect", "do:activate:effect",

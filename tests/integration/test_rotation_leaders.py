@@ -8,7 +8,6 @@ import os
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -17,19 +16,17 @@ import pytest
 from tests.integration.test_rotation import Handover, M, rules, stored
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened, start
-from tests.support.rotation import Lives, is_rotating
+from tests.support.rotation import Lives
 from tests.support.terminal import PROGRAM
 from tests.support.zygote import CLI, Forked
 
 import hsmcore
 from hsmcore.cli.app import run as run_command
-from hsmcore.errors import BadArgument
 from hsmcore.manager.rotation import service
 from hsmcore.state import StoreBusy
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("terminal")]
 ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "-c", "import sys; from hsmcore.cli import main; sys.exit(main())"]
 
 
 def environment(token):
@@ -158,34 +155,6 @@ async def test_a_key_manager_without_the_handover_gives_the_role_up_to_one_that_
     assert "a rotation waits for the process that has its handover" in caplog.text
 
 
-@one_loop
-async def test_a_step_that_an_earlier_version_began_counts_as_a_call(fresh_token, tmp_path, monkeypatch):
-    monkeypatch.setattr(service, "LOOK_SECONDS", 0.02)
-    config = fresh_token().config(**rules(tmp_path, overlapDays=1))
-    stop = "do:handover:begun"
-
-    def cut(point):
-        if point == stop:
-            raise asyncio.CancelledError
-
-    monkeypatch.setattr(service.RotationService, "trace", staticmethod(cut))
-    async with opened(config) as manager:
-        rotating = start(manager.rotate_key())
-
-        async def cut_off():
-            return not is_rotating(manager)
-
-        await becomes(cut_off)
-    await asyncio.wait({rotating})
-    assert rotating.exception() is not None
-    monkeypatch.undo()
-    with closing(sqlite3.connect(tmp_path / "state.db")) as connection, connection:
-        connection.execute("UPDATE rotation_step SET details = '{}' WHERE step = 'handover'")
-    async with opened(config) as manager:
-        with pytest.raises(StoreBusy, match="waits for the application"):
-            await manager.rotate_key()
-
-
 @pytest.mark.parametrize("point", ["begun", "do:generate:effect", "do:handover:effect", "do:activate:recorded"])
 def test_a_wish_that_a_kill_cut_off_is_fulfilled_once(fresh_token, tmp_path, point):
     token = fresh_token({"name": "p256", "kind": "ecdsa-p256"})
@@ -196,48 +165,3 @@ def test_a_wish_that_a_kill_cut_off_is_fulfilled_once(fresh_token, tmp_path, poi
         assert not application.live(kill=None, **common)
     assert read(tmp_path, "SELECT reason, status FROM rotation") == [("asked for", "done")]
     assert read(tmp_path, "SELECT name FROM desired_state") == []
-
-
-@one_loop
-async def test_a_wish_that_a_restart_cut_off_is_fulfilled_once(fresh_token, tmp_path, monkeypatch):
-    monkeypatch.setattr(service, "LOOK_SECONDS", 0.02)
-    config = fresh_token().config(**rules(tmp_path, overlapDays=1))
-    hangs = Hangs()
-    first = hsmcore.create_key_manager(config)
-    first.on_rotation(hangs)
-    async with first:
-        await first._background.rotation._desired.set(service.ROTATE, "now", "asked for")
-        await hangs.begun.wait()
-    second = hsmcore.create_key_manager(config)
-    second.on_rotation(Handover())
-    async with second:
-
-        async def over():
-            return [r.run.status for r in (await stored(tmp_path))[1]][:1] == ["overlap"]
-
-        await becomes(over)
-        assert await second._background.rotation._desired.all() == {}
-        await asyncio.sleep(0.1)  # looks, with nothing to do
-    assert [r.reason for r in (await stored(tmp_path))[1]] == ["asked for"]
-
-
-@one_loop
-async def test_a_key_manager_that_only_follows_rotates_nothing(fresh_token, tmp_path):
-    config = fresh_token().config(**rules(tmp_path, overlapDays=1))
-    async with hsmcore.create_key_manager(config, rotates=False) as follower:
-        with pytest.raises(BadArgument, match="only follows"):
-            await follower.rotate_key()
-        async with opened(config) as leader:
-            new = await leader.rotate_key()
-
-            async def follows():
-                return await follower.get_current_key_id() == new
-
-            await becomes(follows)
-
-
-def test_with_a_required_handover_rotate_now_makes_no_key(fresh_token, tmp_path, capsys):
-    config = fresh_token().config(**rules(tmp_path, requireHandover=True))
-    (tmp_path / "hsm.json").write_text(json.dumps(config))
-    assert run_command(["rotate", "now", "--config", str(tmp_path / "hsm.json")]) == 1
-    assert "only the application" in capsys.readouterr().err

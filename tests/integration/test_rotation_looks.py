@@ -13,7 +13,6 @@ import hsmcore
 from hsmcore.errors import HsmError, KeyDeactivated, KeyUnusable, MemberDown
 from hsmcore.manager.rotation import service
 from hsmcore.manager.rotation.service import ABORT, RotationService
-from hsmcore.state import Desired
 
 pytestmark = [pytest.mark.integration, one_loop]
 
@@ -85,20 +84,3 @@ async def test_a_follower_that_cannot_load_the_new_key_signs_no_more_with_the_on
 
         await becomes(follows)
         assert await follower.verify(M, await follower.sign(M), key_id=new)
-
-
-async def test_two_key_managers_of_one_process_id_have_a_report_each(fresh_token, tmp_path):
-    config = fresh_token().config(**rules(tmp_path))
-    async with opened(config) as first:
-        reports = Desired(first._background.rotation._store)
-
-        async def reported():
-            return len(await reports.running()) == 1
-
-        await becomes(reported)
-        async with opened(config) as second:
-            assert second._background.rotation._name != first._background.rotation._name
-        assert len(await reports.running()) == 1, "the one that has ended takes only its own report away"
-        await reports._store.run(lambda connection: connection.exec_driver_sql("UPDATE snapshot SET written_ns = 1"))
-        await reports.report("another:1", {})
-        assert [report for report in await reports.reports() if report["written_ns"] == 1] == []

@@ -158,20 +158,6 @@ async def test_members_that_cannot_wrap_get_the_key_through_a_ceremony(fresh_tok
         assert len(manager._keys._holders()) == 3
 
 
-@one_loop
-async def test_a_ceremony_that_one_member_cannot_take_part_in_leaves_no_key_anywhere(fresh_token, tmp_path):
-    ceremony = {"recoveryPublicKey": bytes(RECOVERY.public_key).hex()}
-    place = {"backupEnabled": True, "backupLocation": str(tmp_path / "backups")}
-    _, config = three_that_cannot_wrap(fresh_token, tmp_path, keyCeremony=ceremony, **place)
-    async with opened(config) as manager:
-        refuse(manager._keys._holders()[2].token, ImportTransported)
-        with pytest.raises(HsmError, match="full"):
-            await manager.rotate_key()
-        assert manager.public_key.hex() == RFC8032_PUBLIC
-        for member in manager._keys._holders():
-            assert [record.id for record in await member.control.list_keys()] == ["0a0b0c"]
-
-
 CUTS = ["do:generate:begun", "sealed", "imported", "do:generate:effect", "do:generate:recorded", "do:activate:begun"]
 
 
@@ -218,19 +204,6 @@ async def test_a_ceremony_cancelled_at_any_step_ends_with_the_same_keys_on_all_m
     assert [key.state for key in keys] == ["overlap", "active"]
     [file] = (tmp_path / "backups").iterdir()
     assert opens(open_envelope(file.read_bytes(), keys[1].public_key), bytearray(bytes(RECOVERY)))
-
-
-@one_loop
-async def test_without_a_ceremony_the_rotation_names_the_member_that_cannot_get_the_key(fresh_token, tmp_path, caplog):
-    _, config = three_that_cannot_wrap(fresh_token, tmp_path)
-    async with opened(config) as manager:
-        assert "keys cannot be copied to other members: no rotation will succeed" in caplog.text, "said at the start"
-        with pytest.raises(HsmError, match=r"cannot get the new key: .*cannot wrap"):
-            await manager.rotate_key()
-        for member in manager._keys._holders():
-            assert len(await member.control.list_keys()) == 1
-    _, [rotation], _ = await stored(tmp_path)
-    assert rotation.error.startswith("replicate: softhsm:")
 
 
 @one_loop

@@ -31,11 +31,6 @@ def assert_same(copied: HsmError, error: HsmError) -> None:
     assert copied.retryable == error.retryable
 
 
-def test_the_parser_of_this_test_sees_every_row() -> None:
-    assert len(ROWS) == (HEADERS / "status.def").read_text().count("\nHSM_STATUS(")
-    assert len(ROWS) > 30
-
-
 def test_the_tables_have_the_same_rows_as_the_native_core() -> None:
     names = [name for name, _, _ in ROWS]
     assert list(EXCEPTION_OF_STATUS) == names
@@ -134,23 +129,6 @@ def test_exceptions_are_also_what_python_calls_them(exception: type[HsmError], b
     assert issubclass(exception, builtin)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "start"),
-    [
-        ({}, "no slot holds the token. "),
-        ({"call": "C_GetSlotList"}, "C_GetSlotList: no slot holds the token. "),
-        ({"member": "m"}, "member 'm': no slot holds the token. "),
-        ({"call": "dlopen", "member": "m"}, "dlopen on member 'm': no slot holds the token. "),
-        ({"ckr": 0x80000001}, "CKR (0x80000001): no slot holds the token. "),
-        ({"detail": "label 'x'"}, "no slot holds the token (label 'x'). "),
-        ({"hint": ""}, "no slot holds the token."),
-    ],
-)
-def test_a_message_says_what_is_known_and_no_more(arguments: dict[str, object], start: str) -> None:
-    error = error_of("TOKEN_NOT_FOUND", **arguments)  # type: ignore[arg-type]
-    assert str(error) == start + error.hint
-
-
 def test_a_hint_is_a_sentence_after_the_message() -> None:
     error = error_of("MODULE_MISSING", call="dlopen", detail="/m.so")
     error.hint = "Install it."
@@ -166,20 +144,10 @@ def test_a_hint_is_a_sentence_after_the_message() -> None:
     )
 
 
-def test_no_ckr_is_none_rather_than_zero() -> None:
-    assert error_of("TOKEN_NOT_FOUND").ckr is None
-
-
 def test_an_unknown_status_does_not_hide_the_failure() -> None:
     error = error_of("INVALID", call="C_Sign", detail="status 99", member="m")
     assert type(error) is errors.InternalError
     assert str(error) == f"C_Sign: unknown status 'INVALID' status 99. {error.hint}"
-    assert not error.retryable
-
-
-def test_a_pin_error_says_that_it_is_not_tried_again() -> None:
-    error = error_of("PIN_INCORRECT", ckr=0xA0, ckr_name="CKR_PIN_INCORRECT", call="C_Login", hint="Check HSM_PIN.")
-    assert str(error) == "C_Login: CKR_PIN_INCORRECT (0xA0): the PIN was refused; it is not tried again. Check HSM_PIN."
     assert not error.retryable
 
 

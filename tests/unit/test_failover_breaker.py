@@ -91,21 +91,6 @@ def test_a_member_that_flaps_for_a_year_comes_back_at_growing_intervals(interval
             now_and_then.probed(True, now_and_then.retry_at)
 
 
-def test_a_signature_resets_the_count_of_failures():
-    breaker = Breaker("session", SECOND)
-    for _ in range(5):
-        assert [breaker.fail(1), breaker.fail(2)] == [False, False]
-        breaker.progress()
-
-
-def test_a_member_that_returned_has_all_its_failures_in_a_row_before_it():
-    breaker = Breaker("session", SECOND)
-    breaker.trip(0)
-    for now in range(GOOD_PROBES):
-        breaker.probed(True, now)
-    assert [breaker.fail(9) for _ in range(RULES["session"].threshold)] == [False, False, True]
-
-
 def test_a_member_that_is_half_open_and_fails_waits_longer_and_one_that_is_open_does_not():
     breaker = Breaker("down", 10 * SECOND)
     breaker.trip(0)

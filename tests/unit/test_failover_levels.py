@@ -271,37 +271,6 @@ def test_what_happens_is_told_with_its_reason():
     assert made.causes() == "primary-0: drained"
 
 
-def test_a_repaired_member_is_told_once_it_is_let_in_again():
-    made = machine(1, 1)
-    made.readmit(made.members[0], "it was never out", 0)
-    made.failed(made.members[0], "fatal", "gone", 1)
-    events(made)
-    made.readmit(made.members[0], "the cable is back", 2)
-    [told] = made.events
-    assert (told.kind, told.member, told.details) == ("member-readmitted", "primary-0", {"why": "the cable is back"})
-
-
-def test_a_change_of_the_key_is_told_with_both_keys():
-    made = machine(1, 1, started=False)
-    made.started(made.members[0], KEY, 0)
-    made.started(made.members[1], OTHER, 0)
-    made.failed(made.members[0], "down", "gone", 1)
-    assert made.events[-1].details == {
-        "public_key": OTHER.hex(),
-        "previous_public_key": KEY.hex(),
-        "members": ["secondary-0"],
-    }
-
-
-def test_a_member_with_another_key_without_consent_is_out_and_says_why():
-    made = machine(1, 1, consent=False, started=False)
-    made.started(made.members[0], KEY, 0)
-    made.started(made.members[1], OTHER, 0)
-    assert made.members[1].fenced
-    why = "holds another key, and acceptOtherKeys does not name its level"
-    assert events(made) == [("member-down", "secondary", None, why)]
-
-
 def test_a_member_that_returns_takes_a_growing_share():
     ramp = 16 * SECOND
     made = machine(2, 1, ramp=ramp)
@@ -326,30 +295,6 @@ def test_a_member_that_returns_takes_a_growing_share():
     assert alone.members[0].weight == FULL  # nobody else would take the rest
 
 
-def test_a_level_is_down_from_its_last_member_s_failure_until_one_returns():
-    made = machine(2, 1)
-    first, second, other = made.members
-    for now, member, times in ((10, first, (None, None)), (20, second, (20, None)), (30, other, (20, 30))):
-        made.failed(member, "down", "gone", now)
-        assert tuple(level.down_since for level in made.levels) == times
-    made.failed(other, "down", "gone", 40)
-    assert made.all_down_since() == 30
-    returned(made, first, 50)
-    assert tuple(level.down_since for level in made.levels) == (None, 30)
-    assert made.ready == (first,)
-
-
-def test_a_slow_member_signs_again_as_soon_as_no_other_does():
-    made = machine(2, 1)
-    first, second, other = made.members
-    made.failed(second, "slow", "slow", 1)
-    assert made.ready == (first,)
-    made.failed(first, "down", "gone", 2)
-    assert made.ready == (other,)
-    made.failed(other, "down", "gone", 3)
-    assert (made.ready, made.active) == ((second,), 0)
-
-
 def test_while_no_member_is_trusted_one_whose_last_probe_was_good_may_sign_with_its_key():
     made = machine(1, 1)
     first, second = made.members
@@ -362,22 +307,6 @@ def test_while_no_member_is_trusted_one_whose_last_probe_was_good_may_sign_with_
     for _ in range(GOOD_PROBES):
         made.probed(first, True, "", 3)
     assert made.pick_for(None, [first]) is None  # a trusted one is there
-
-
-def test_of_a_level_with_several_keys_the_current_one_signs_and_else_the_one_that_did():
-    made = machine(1, 3, started=False)
-    for member, key in zip(made.members, (KEY, b"third", KEY, OTHER), strict=True):
-        made.started(member, key, 0)
-    first, third, same, other = made.members
-    made.failed(first, "down", "gone", 1)
-    assert made.ready == (same,)
-    made.drain(third, True, "a repair", 2)
-    made.failed(same, "down", "gone", 2)
-    assert made.ready == (other,)
-    made.drain(third, False, "repaired", 3)
-    assert made.ready == (other,)
-    returned(made, same, 4)
-    assert made.ready == (same,)
 
 
 def test_members_on_standby_are_probed_at_the_interval():

@@ -11,7 +11,7 @@ from hsmcore.failover.breaker import RULES, SECOND
 from hsmcore.failover.latency import HISTORY_MIN, WINDOWS, LatencyWatch
 from hsmcore.failover.levels import EMERGENCY, Level, Levels
 from hsmcore.failover.member_state import MemberState
-from hsmcore.failover.policy import Attempts, GiveUp, Try, Wait, emergency_hope, next_step
+from hsmcore.failover.policy import Attempts, GiveUp, Try, Wait, next_step
 
 KEY, OTHER = b"current", b"other"
 KINDS = st.sampled_from(sorted(RULES))
@@ -81,30 +81,6 @@ def test_literal_mode_tries_and_retries_each_level_at_its_interval(sizes, retrie
     for level, size in enumerate(sizes):
         names = [member.name for _, member in made if member.level == level]
         assert len(set(names[:size])) == min(size, len(names))
-
-
-def test_only_where_there_is_an_emergency_level_is_it_waited_for():
-    for emergency in (False, True):
-        machine = plan("smart", [1], 1, SECOND, emergency=emergency)
-        machine.emergency_permitted = True
-        assert emergency_hope(machine) == 0
-        machine.failed(machine.members[0], "down", "gone", SECOND)
-        assert (emergency_hope(machine) > SECOND) == emergency
-
-
-@given(retries=st.integers(1, 4), worth=st.integers(0, 3))
-def test_literal_mode_stops_at_the_first_retry_that_succeeds(retries, worth):
-    machine = plan("literal", [1, 1], retries, SECOND)
-    failed = 0
-
-    def fails(member):
-        nonlocal failed
-        failed += member.level == 0
-        return "session" if member.level == 0 and failed <= worth else None
-
-    signer, made, _ = serve(machine, Attempts(), 0, fails, 10**18)
-    assert signer.level == (0 if worth <= retries else 1)
-    assert len(made) == min(worth, retries + 1) + 1
 
 
 @given(

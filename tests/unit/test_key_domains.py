@@ -7,7 +7,6 @@ import asyncio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.loops import one_loop
 from tests.support.raw_store import beside
 from tests.support.size import share
 from tests.unit.test_watermark import A, B, Bytes, Life
@@ -15,8 +14,7 @@ from tests.unit.test_watermark import A, B, Bytes, Life
 from hsmcore.config import Policy
 from hsmcore.manager.policy.wants import PayloadPlace
 from hsmcore.manager.policy.watermark import Watermark
-from hsmcore.manager.rotation.store import Rotations
-from hsmcore.state import DomainMismatch, Keys, Store, StoreNotGenuine, domains, sealed_rows
+from hsmcore.state import DomainMismatch, StoreNotGenuine, domains
 from hsmcore.state.domains import Binder, KeyDomain
 
 ONE, TWO, THREE = (bytes([number]) * 32 for number in (1, 2, 3))
@@ -97,28 +95,6 @@ async def test_two_that_begin_at_once_do_not_bind_one_key_in_two_domains(place, 
             await loser.bind(8)
 
 
-async def test_a_bind_costs_no_statement_more_once_the_row_is_known(place, secret, monkeypatch):
-    asked = []
-    async with KeyedLife(place, secret) as life:
-        exchange = life.store.exchange
-
-        async def counted(questions, decide, **more):
-            def told(answers):
-                result, changes = decide(answers)
-                asked.append((len(questions), len(changes)))
-                return result, changes
-
-            return await exchange(questions, told, **more)
-
-        monkeypatch.setattr(life.store, "exchange", counted)
-        for position in range(3):
-            await life.bind(position)
-        life.keys.append(TWO)  # of a level that starts later
-        for position in range(3, 5):
-            await life.bind(position)
-    assert asked == [(2, 3), (1, 2), (1, 2), (2, 3), (1, 2)]
-
-
 async def test_what_is_refused_writes_no_row(place, secret):
     async with KeyedLife(place, secret, keys=()) as life:
         await life.bind(7)
@@ -154,40 +130,6 @@ async def test_a_forged_row_binds_nothing(place, forged):
             with pytest.raises(StoreNotGenuine, match="domains"):
                 await life.bind(2)
             assert life.mark.bound == 0
-
-
-@one_loop
-async def test_a_seal_of_before_knows_of_no_rows(tmp_path, monkeypatch):
-    with monkeypatch.context() as before:
-        before.delitem(sealed_rows.SEALED, "domains")
-        async with KeyedLife(tmp_path / "state.db", Bytes(), keys=()) as life:
-            await life.bind(1)
-    async with KeyedLife(tmp_path / "state.db", Bytes()) as life:
-        await life.bind(2)
-        assert await life.rows() == {ONE: BLOCKS}
-
-
-async def chosen(store: Store, key: bytes) -> None:
-    """Make a key current."""
-    await Rotations(store).choose("adopted", key.hex()[:16], key, "ed25519", "label", ["softhsm:a"], 0)
-
-
-async def test_a_key_that_replaces_another_one_binds_where_that_did(place, secret):
-    async with KeyedLife(place, secret, KeyDomain("Chain", ("block",)), [THREE]) as life:
-        await life.bind(1)
-    async with KeyedLife(place, secret) as life:
-        await Keys(life.store).begin(ONE.hex()[:16], ONE, "ed25519", "label", ["softhsm:a"], "configured")
-        await chosen(life.store, TWO)  # before anything was bound
-        await chosen(life.store, ONE)
-        await life.bind(1)
-        await chosen(life.store, TWO)
-        assert (await life.rows())[TWO] == BLOCKS
-        with pytest.raises(DomainMismatch, match="domain Chain"):
-            await chosen(life.store, THREE)
-        assert (await Keys(life.store).current()).public_key == TWO
-    async with KeyedLife(place, secret, KeyDomain("Chain", ("block",)), [TWO]) as life:
-        with pytest.raises(DomainMismatch):  # it has bound nothing itself
-            await life.bind(1)
 
 
 async def test_an_audit_log_puts_back_what_it_knows(place, secret):

@@ -14,27 +14,6 @@ def version(key_id: str, index: int = 0) -> KeyVersion:
     return KeyVersion(key_id, f"label of {key_id}", "ed25519", key_id.encode(), index)
 
 
-def test_an_empty_ring_knows_nothing():
-    ring = KeyRing()
-    assert list(ring) == []
-    assert "aa" not in ring
-    with pytest.raises(KeyNotFound, match="current"):
-        _ = ring.current
-    with pytest.raises(KeyNotFound, match="none"):
-        ring.get("aa")
-    assert ring.for_verification() == []
-
-
-def test_the_oldest_comes_first_and_the_current_one_verifies_first():
-    ring = KeyRing()
-    for n, key_id in enumerate(("aa", "bb", "cc")):
-        ring.add(version(key_id, n))
-    assert [key.id for key in ring] == ["aa", "bb", "cc"]
-    assert ring.make_current("bb").id == "bb"
-    assert ring.current.id == "bb"
-    assert [key.id for key in ring.for_verification()] == ["bb", "aa", "cc"]
-
-
 def test_a_missing_key_is_named_beside_those_that_are_there():
     ring = KeyRing()
     ring.add(version("aa"))
@@ -57,12 +36,6 @@ def test_a_deactivated_key_is_kept_for_verification_only():
     assert ring.deactivate("aa").state == "deactivated"
     with pytest.raises(KeyNotFound):
         ring.deactivate("zz")
-
-
-def test_a_key_without_an_id_goes_by_its_label():
-    info = {"id": b"", "label": "old key", "algorithm": "ed25519", "public_key": bytes(32), "index": 3}
-    assert KeyVersion.of_engine(info).id == "label:old key"
-    assert KeyVersion.of_engine(info | {"id": b"\x01\xff"}).id == "01ff"
 
 
 STEPS = st.lists(

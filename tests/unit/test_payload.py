@@ -30,7 +30,7 @@ from tests.support.payloads import (
 )
 
 from hsmcore._native import Gate, Look, classify, leaks
-from hsmcore.base.base58 import base58, from_base58
+from hsmcore.base.base58 import from_base58
 from hsmcore.errors import BadArgument, InvalidMessageType
 from hsmcore.failover.health import PROBE_PREFIX
 from hsmcore.manager.rotation.backup.drill import DRILL_PREFIX
@@ -39,7 +39,6 @@ from hsmcore.providers.kms.keys import PROOF
 
 KINDS = ("tx-legacy", "tx-v0", "tx-v1", "off-chain", "block", "state-root", "digest32", "raw")
 PAYER, TO, OTHER = (Pubkey(bytes([n]) * 32) for n in (1, 2, 3))
-TOKEN_2022 = Pubkey.from_string("TokenzQdBNbLqP5VEhdkAS6EPFLC1PHnBqCXEpPxuEb")
 SYSTEM = Pubkey.default()
 MOST = 2**64 - 1
 TRANSFERS = [("System", "Transfer")]
@@ -272,12 +271,6 @@ def test_a_gate_passes_what_it_would_not_refuse(seed, maker):
 # ---- rules -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_gate_says_what_a_message_is():
-    assert gate().look(b"hello") == Look("raw", None, None, None)
-    assert gate().look(ordered("block", 7)) == Look("block", None, "default", 7)
-    assert gate().look(ordered("state-root", 0)) == Look("state-root", None, "default", 0)
-
-
 @pytest.mark.parametrize("name", ["one byte more", "off-chain prefix", "kind 3", "probe", "doctor"])
 def test_what_is_never_signed_for_a_caller(name):
     message, kind = EXAMPLES[name]
@@ -415,16 +408,6 @@ def test_a_transaction_that_the_chain_rejects_is_refused(message, good):
     assert look.kind == expected(message)[0]
     assert (look.refusal is None) == good == expected(message)[1] == gate().passes(message, None)
     assert good or "the chain rejects" in str(look.refusal)
-
-
-def test_only_programs_of_the_list_may_be_called():
-    message = legacy(pay(), Instruction(OTHER, b"x", []))
-    assert gate(programs=[bytes(OTHER)], instructions=TRANSFERS).passes(message, None)
-    only = gate(programs=[bytes(PAYER), bytes(TO)], instructions=TRANSFERS)
-    assert f"an instruction of {base58(bytes(OTHER))}, which programs does not list" in str(only.look(message).refusal)
-    assert not only.passes(message, None)
-    assert not gate(programs=[]).passes(message, None)
-    assert gate(programs=[]).passes(legacy(), None)
 
 
 @given(st.integers(0, 30), st.randoms(use_true_random=False))

@@ -13,7 +13,7 @@ from tests.support.policed import key, made
 
 import hsmcore
 from hsmcore.config.policy import Policy
-from hsmcore.errors import BadArgument, DeadlineExceeded, DoubleSign, PolicyRefused, QueueFull
+from hsmcore.errors import DeadlineExceeded, DoubleSign, PolicyRefused, QueueFull
 from hsmcore.manager.policy import callers
 from hsmcore.manager.policy import guard as module
 from hsmcore.manager.policy.callers import Callers
@@ -51,20 +51,6 @@ def test_digests_that_the_policy_does_not_list_are_refused_and_counted():
     with pytest.raises(PolicyRefused, match="signs no digest as it is"):
         own.judge_digest()
     assert own.refused == {"prehashed": 1}
-
-
-def test_a_refused_request_of_a_caller_counts_for_nothing():
-    rules = Policy.model_validate({"kinds": ["tx-v0"], "callers": {"app": {"inFlight": 1, "kinds": ["tx-v0"]}}})
-    caller = Callers(rules.callers).named("app")
-    assert "kind block" in str(caller.refusal("block"))
-    for _ in range(3):
-        assert caller.refusal("tx-v0") is None
-        caller.begin()
-        with pytest.raises(QueueFull, match="1 requests open"):
-            caller.begin()
-        with pytest.raises(BadArgument, match="batch of 2; caller 'app' may have 1"):
-            caller.begin(2)
-        caller.end()
 
 
 def test_what_a_caller_has_signed_counts_in_its_rate():
@@ -247,16 +233,6 @@ def test_a_caller_beyond_its_limits_uses_up_nothing(minutes):
             with pytest.raises(QueueFull, match="requests open"), own.counted([own.judge(pays(90 + n), None, None)]):
                 pass
         admits(own, pays(100))
-
-
-def test_what_is_remembered_of_messages_is_bounded(minutes, monkeypatch):
-    monkeypatch.setattr(callers, "_MOST_COUNTED", 2)
-    own = owning()
-    for amount in (50, 10, 20):
-        admits(own, pays(amount))
-    admits(own, pays(10))
-    with pytest.raises(QueueFull):
-        admits(own, pays(50))  # forgotten, so counted again
 
 
 def test_only_the_fast_way_s_messages_leave_owned_accounts_alone(minutes):

@@ -81,9 +81,3 @@ def test_every_error_that_is_documented_is_exported():
     assert documented - set(hsmcore.__all__) == set()
     everywhere = {found.__name__ for found in errors_of(hsmcore.HsmError) if found.__module__ == "hsmcore.errors"}
     assert everywhere - set(hsmcore.__all__) == set()
-
-
-def test_the_site_has_a_page_for_each_module():
-    from scripts.site.python import MODULES  # no package: found by the repository's folder
-
-    assert sorted(MODULES) == sorted(NAMES)

@@ -87,18 +87,6 @@ def test_whatever_happens_one_key_signs_and_no_other_is_left(fates, slow):
         assert world.signing == world.authority == "old"
 
 
-def test_after_the_switch_nothing_is_undone():
-    run = Run(status="running", step="activate")
-    assert machine.failed(run, 0).step == "activate"
-    assert machine.abort(run) == run
-    waits = []
-    for _ in range(15):
-        run = machine.failed(run, 0)
-        waits.append(run.wait_ns // 1_000_000_000)
-    assert waits == [2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 3600, 3600, 3600, 3600]
-    assert machine.failed(machine.done(run), 0).wait_ns == 2_000_000_000
-
-
 def test_waiting_is_no_failure():
     run = machine.pending(machine.begun(Run()), 500)
     assert next_action(run, 499) == machine.Action("wait", "approve", 500)

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.support.size import share
 
-from hsmcore.manager.rotation.schedule import ON_TIME, Schedule, moment, nanoseconds, retry_at
+from hsmcore.manager.rotation.schedule import ON_TIME, Schedule, retry_at
 
 ZONES = (
     "UTC", "Europe/Zurich", "Europe/London", "Europe/Dublin", "America/New_York", "America/Los_Angeles",
@@ -123,11 +123,6 @@ def test_retries_come_later_each_time_and_at_least_every_six_hours():
     assert waits[:3] == [timedelta(minutes=1), timedelta(minutes=2), timedelta(minutes=4)]
     assert waits == sorted(waits)
     assert waits[-1] == timedelta(hours=6)
-
-
-@given(st.datetimes(timezones=st.just(UTC)))
-def test_nanoseconds_and_moments(when):
-    assert moment(nanoseconds(when)) == when
 
 
 def test_an_interval_counts_from_its_slot_unless_the_rotation_was_late_or_by_hand():

@@ -101,28 +101,6 @@ async def test_a_key_that_was_handed_over_to_is_kept_until_the_chain_has_said_ot
 # ---- a chain that does not say which key it obeys ----
 
 
-async def test_what_a_rotation_waits_for_is_logged_once_for_each_reason_and_announced(site, caplog):
-    """As the runner does it: what a step waits for is the history's next row."""
-    ctx = await site.context()
-
-    async def asked(why: str) -> int:
-        before = caplog.text.count("a rotation waits for its chain")
-        pending = await handover._unknown(ctx, why)
-        assert pending.until_ns == NOW + handover.ASK_AGAIN_NS
-        await site.rotations.note(ctx.rotation.id, "handover", "waiting", pending.details)
-        return caplog.text.count("a rotation waits for its chain") - before
-
-    await site.rotations.note(ctx.rotation.id, "handover", "begun", {"handover": True})
-    assert [await asked(why) for why in ("away", "away", "silent", "silent", "away")] == [1, 0, 1, 0, 1]
-    await site.rotations.note(ctx.rotation.id, "handover", "failed", {"waitsFor": "nothing"})
-    assert await asked("away") == 1
-    kind, title, body, occasion = site.notices[0]
-    assert (kind, title) == ("failure", f"rotation {ctx.rotation.id} waits for the chain")
-    assert "away" in body
-    assert len(site.notices) == 6
-    assert {notice[3] for notice in site.notices} == {occasion}, "one notice: the outbox has each occasion once"
-
-
 @pytest.mark.parametrize(
     ("steps", "waits"),
     [

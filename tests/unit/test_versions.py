@@ -59,14 +59,6 @@ def test_what_is_installed_by_hash_is_what_the_tests_run_with(name):
     assert pins == {each: tested.get(each) for each in pins}
 
 
-@pytest.mark.parametrize("name", ["build", "bill"])
-def test_the_tools_that_are_asked_for_are_there(name):
-    asked = (ROOT / "requirements" / f"{name}.in").read_text()
-    tools = re.findall(r"^([\w-]+)(?:\[[\w-]+\])?==(\S+)", asked, re.MULTILINE)
-    assert tools
-    assert {(canonicalize_name(each), version) for each, version in tools} <= used(pinned(f"{name}.txt")).items()
-
-
 def test_a_signer_runs_with_what_hsmcore_and_its_extras_require():
     from scripts.sbom import NOT_PRODUCTION, reachable  # reads all schemas of CycloneDX
 
