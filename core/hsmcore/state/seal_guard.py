@@ -11,7 +11,7 @@ from sqlalchemy.sql.dml import UpdateBase
 
 from hsmcore.state.errors import StoreError, StoreNotGenuine
 from hsmcore.state.seal import EARLIER, SCOPE, Seal, is_sqlite, seal_row
-from hsmcore.state.sealed_rows import HOT
+from hsmcore.state.sealed_rows import HOT, SEALED
 
 
 class SealGuard:
@@ -74,8 +74,9 @@ class SealGuard:
 
 @lru_cache(maxsize=256)  # some statements are made once and used for every transaction
 def scopes_of(statement: Any) -> tuple[str, ...]:
-    """Return the scopes of the tables that a statement uses, sorted: a set's order changes with the hash seed."""
-    return tuple(sorted({SCOPE[name] for name in _sealed_tables(statement)}))
+    """Return the scopes of the tables that a statement uses, in the order of `SEALED`: a set's changes from run to run."""
+    found = {SCOPE[name] for name in _sealed_tables(statement)}
+    return tuple(scope for scope in SEALED if scope in found)
 
 
 def _sealed_tables(statement: Any) -> frozenset[str]:
