@@ -34,7 +34,8 @@ class SealGuard:
             return
         self._busy = True
         try:
-            for scope in scopes_of(statement):
+            used = scopes_of(statement)
+            for scope in filter(used.__contains__, SEALED):
                 self._require(scope, writes=writes)
         finally:
             self._busy = False
@@ -73,10 +74,9 @@ class SealGuard:
 
 
 @lru_cache(maxsize=256)  # some statements are made once and used for every transaction
-def scopes_of(statement: Any) -> tuple[str, ...]:
-    """Return the scopes of the tables that a statement uses, in the order of `SEALED`: a set's changes from run to run."""
-    found = {SCOPE[name] for name in _sealed_tables(statement)}
-    return tuple(scope for scope in SEALED if scope in found)
+def scopes_of(statement: Any) -> frozenset[str]:
+    """Return the scopes of the tables that a statement uses."""
+    return frozenset(SCOPE[name] for name in _sealed_tables(statement))
 
 
 def _sealed_tables(statement: Any) -> frozenset[str]:
