@@ -100,7 +100,7 @@ def hanging(fresh_token, tmp_path):
     ("call", "isolation"), cases(CALLS, ("C_Initialize", "thread"), ("C_Sign", "thread"), ("C_Login", "process"))
 )
 def test_a_start_ends_after_its_time_and_the_process_with_it(hanging, call, isolation):
-    config, told = hanging(call, startTimeoutMs=500, isolation=isolation)
+    config, told = hanging(call, startTimeoutMs=3000, isolation=isolation)
     ran = subprocess.run([sys.executable, "-c", EMBEDDED, json.dumps(config)], check=False, **RUN)
     assert (ran.stdout, ran.returncode) == ("MemberDown True\n", 0), ran.stderr
     assert told.exists()

@@ -43,15 +43,19 @@ WAYS: dict[str, Asking] = {
 }
 
 
-async def _timeout(asked: Awaitable[Any], _begun: asyncio.Event) -> None:
+async def _timeout(asked: Awaitable[Any], begun: asyncio.Event) -> None:
+    task = asyncio.ensure_future(asked)
+    await begun.wait()
     with suppress(TimeoutError):
-        async with asyncio.timeout(0.3):
-            await asked
+        async with asyncio.timeout(0.01):
+            await task
 
 
-async def _wait_for(asked: Awaitable[Any], _begun: asyncio.Event) -> None:
+async def _wait_for(asked: Awaitable[Any], begun: asyncio.Event) -> None:
+    task = asyncio.ensure_future(asked)
+    await begun.wait()
     with suppress(TimeoutError):
-        await asyncio.wait_for(asked, 0.3)
+        await asyncio.wait_for(task, 0.01)
 
 
 async def _task_group(asked: Awaitable[Any], begun: asyncio.Event) -> None:

@@ -31,7 +31,8 @@ from hsmcore.errors import (
     PolicyRefused,
     QueueFull,
 )
-from hsmcore.manager.policy import callers, watermark
+from hsmcore.manager.policy import callers as rates
+from hsmcore.manager.policy import watermark
 from hsmcore.solana import HsmcoreSigner
 from hsmcore.state import StoreNotGenuine
 
@@ -264,7 +265,9 @@ async def test_a_rotation_inherits_what_was_bound(fresh_token, tmp_path):
 
 
 @one_loop
-async def test_callers_have_their_kinds_rates_and_places(world, shim, tmp_path):
+async def test_callers_have_their_kinds_rates_and_places(world, shim, tmp_path, monkeypatch):
+    now = [10**18]
+    monkeypatch.setattr(rates, "monotonic_ns", lambda: now[0])
     callers = {
         "blocks": {"kinds": ["block"], "inFlight": 2},
         "fees": {"kinds": ["tx-v0"], "perSecond": 3},
@@ -302,14 +305,15 @@ async def test_callers_have_their_kinds_rates_and_places(world, shim, tmp_path):
             refused = [one for one in done if one is not None]
             assert [type(one) for one in refused] == [QueueFull] * 2
             assert "3 signatures a second" in str(refused[0])
-            await asyncio.sleep(refused[1].retry_after_ms / 1e3)
+            now[0] += refused[1].retry_after_ms * 10**6
             await manager.sign(moving(key(1), 9))
         found = await records(manager, operation="sign", result="ok")
         assert {record["caller"] for record in found} == {"blocks", "all", "fees"}
 
 
 @one_loop
-async def test_a_batch_is_counted_whole_and_what_is_refused_gives_its_places_back(world, shim, tmp_path):
+async def test_a_batch_is_counted_whole_and_what_is_refused_gives_its_places_back(world, shim, tmp_path, monkeypatch):
+    monkeypatch.setattr(rates, "monotonic_ns", lambda: 10**18)
     callers = {"a": {"inFlight": 8, "kinds": ["raw", "block"]}, "b": {"perSecond": 2}}
     config = policed(world, tmp_path, ["raw", "block"], callers=callers, rules={"maxCacheSize": 0})
     config["sequencer"]["keyManager"]["config"]["modulePath"] = shim.path
@@ -360,7 +364,7 @@ async def _outcome(work):
 
 async def test_what_leaves_an_owned_account_has_a_rate(world, tmp_path, monkeypatch):
     """On a clock of rates that stands still."""
-    monkeypatch.setattr(callers, "monotonic_ns", lambda: 10**18)
+    monkeypatch.setattr(rates, "monotonic_ns", lambda: 10**18)
     owned = {str(key(8)): {"perMinute": 10**9}}
     rules = {"programs": {"System": ["Transfer", "Assign"]}, "owned": owned}
     async with opened(policed(world, tmp_path, ["tx-v0"], transactions=rules)) as manager:
@@ -463,7 +467,7 @@ async def test_what_a_transaction_has_taken_up_says_that_it_may_be_bound(fresh_t
         await manager.sign(ordered(1))
         with psycopg.connect(url) as other:  # has asked, and cannot write
             other.execute("LOCK TABLE hsmcore_tests.bound IN SHARE MODE")
-            one = asyncio.get_running_loop().create_task(manager.sign(ordered(2), timeout=1))
+            one = asyncio.get_running_loop().create_task(manager.sign(ordered(2), timeout=3))
             waits = "SELECT count(*) FROM pg_locks WHERE NOT granted"
             await until(lambda: postgres.execute(waits, database)[0][0] > 0 or one.done())
             two = asyncio.get_running_loop().create_task(manager.sign(ordered(3), timeout=0.2))

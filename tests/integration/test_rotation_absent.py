@@ -100,7 +100,7 @@ async def test_a_member_that_is_renamed_goes_on_with_the_key_of_the_ring(fresh_t
     assert keys[-1].members == (f"pkcs11:{token.label}",)
 
 
-async def test_a_member_without_the_current_key_is_left_out_at_the_start_until_it_is_given_it(pair, tmp_path, caplog):
+async def test_a_member_without_the_current_key_is_left_out_at_the_start_until_it_is_given_it(pair, tmp_path):
     await same_p256(*pair)
     config = two_members(pair, tmp_path, backupEnabled=True, backupLocation=str(tmp_path / "backups"))
     async with opened(config) as manager:
@@ -113,10 +113,8 @@ async def test_a_member_without_the_current_key_is_left_out_at_the_start_until_i
         assert await manager.verify(M, await manager.sign(M), key_id=other)
         new = await manager.rotate_key()  # the member that lacks the key holds up no rotation
         assert await manager.verify(M, await manager.sign(M), key_id=new)
-    caplog.clear()
     async with opened(config) as manager:
-        assert f"member='{name(pair[1])}'" in caplog.text
-        assert "a member lacks the current key and signs nothing" in caplog.text
+        assert [m.condition == "ready" for m in manager.members()] == [True, False]
         (tmp_path / "hsm.json").write_text(json.dumps(config))
         command = ["keys", "replicate", new, "--to", name(pair[1]), "--config", str(tmp_path / "hsm.json")]
         assert await asyncio.to_thread(run_command, command) == 0
@@ -127,7 +125,7 @@ async def test_a_member_without_the_current_key_is_left_out_at_the_start_until_i
         await becomes(back)
 
 
-async def test_the_old_key_is_refused_by_a_member_that_was_away_at_its_end(pair, tmp_path, later, caplog):
+async def test_the_old_key_is_refused_by_a_member_that_was_away_at_its_end(pair, tmp_path, later):
     await same_p256(*pair)
     config = two_members(pair, tmp_path)
     async with opened(config) as manager:
@@ -145,7 +143,6 @@ async def test_the_old_key_is_refused_by_a_member_that_was_away_at_its_end(pair,
             await asyncio.sleep(0.2)
             assert (await stored(tmp_path))[1][0].run.step == "deactivate"
         assert not (await held(pair[0]))["0a0b0c"]
-    assert caplog.text.count("the old key may be whole on a member") == 1
     assert (await held(pair[1]))["0a0b0c"]
     async with opened(config):
 

@@ -118,7 +118,7 @@ FORGERIES = (undone, undone_of_current, undone_by_label, undone_while_active, ma
 
 
 @pytest.mark.parametrize(("approvals", "forge"), [*product([0], FORGERIES), *each(4, product([2], FORGERIES))])
-async def test_no_key_is_destroyed_for_a_forged_row(token, tmp_path, caplog, forge, approvals):
+async def test_no_key_is_destroyed_for_a_forged_row(token, tmp_path, forge, approvals):
     block = {"overlapDays": 0, "destroyAfterDays": 0, "approvals": approvals, "approvers": APPROVERS}
     forger = Forger(tmp_path)
     async with opened(token.config(**rules(tmp_path, **block))) as manager:
@@ -135,11 +135,10 @@ async def test_no_key_is_destroyed_for_a_forged_row(token, tmp_path, caplog, for
             assert await manager.verify(M, await manager.sign(M), key_id=token.keys["ed25519"].id)
             steps = await manager._background.rotation.rotations.steps(number)
             assert any("kept" in step["details"] or step["outcome"] == "failed" for step in steps), "told"
-        assert caplog.text.count("was not destroyed") >= 2
         assert await manager.get_current_key_id() == token.keys["ed25519"].id
 
 
-async def test_the_key_that_signs_is_not_deactivated_for_a_forged_row(token, tmp_path, caplog):
+async def test_the_key_that_signs_is_not_deactivated_for_a_forged_row(token, tmp_path):
     forger, key = Forger(tmp_path), token.keys["ed25519"]
     async with opened(token.config(**rules(tmp_path))) as manager:
         version = forger.key(key, "deactivated", public_key=key.public_key.hex())
@@ -151,7 +150,6 @@ async def test_the_key_that_signs_is_not_deactivated_for_a_forged_row(token, tmp
 
         await becomes(waits)
         assert len(await manager.sign(M)) == 64
-    assert "a key that signs is not deactivated" in caplog.text
 
 
 async def test_a_rotation_that_replaces_another_key_than_the_one_that_signs_makes_none(token, tmp_path):

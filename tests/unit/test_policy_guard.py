@@ -53,7 +53,7 @@ def test_digests_that_the_policy_does_not_list_are_refused_and_counted():
     assert own.refused == {"prehashed": 1}
 
 
-def test_what_a_caller_has_signed_counts_in_its_rate():
+def test_what_a_caller_has_signed_counts_in_its_rate(minutes):
     """Each message of a batch; nothing of what is refused."""
     caller = Callers(Policy.model_validate({"kinds": ["raw"], "callers": {"app": {"perSecond": 3}}}).callers).named(
         "app"
