@@ -283,6 +283,30 @@ async def test_what_was_signed_and_could_not_be_recorded_no_other_key_signs(site
         assert await signers(manager, messages) == dict.fromkeys(messages, None)
 
 
+@one_loop
+@pytest.mark.parametrize("withheld", [hsmcore.AuditUnavailable, EngineClosed, NotHolder])
+async def test_what_is_withheld_on_the_long_way_no_other_key_signs(site, monkeypatch, withheld):
+    place = site(SAME, OTHER)
+    async with opened(place.config(failover=LEVELS)) as manager:
+        await until(lambda: manager._path.levels.active == 0)
+
+        attempts = []
+
+        def fails(*args):
+            attempts.append(args)
+            asked = asyncio.get_running_loop().create_future()
+            asked.set_exception(withheld("withheld", maybe_signed=False))
+            return asked
+
+        monkeypatch.setattr(manager._path.endpoints[0], "ask", fails)
+        with pytest.raises(hsmcore.HsmError):
+            await manager._path.router.sign(b"m", 0.3)
+        # Of a member that closes, another key version may go on; what the request is refused with ends it.
+        assert withheld is EngineClosed or len(attempts) == 1
+        await fail_over(manager)
+        assert await signers(manager, [b"m"]) == {b"m": None}
+
+
 async def recorded(manager: hsmcore.KeyManager) -> bool:
     """Whether the audit log is written again."""
     with suppress(hsmcore.AuditUnavailable):
@@ -307,6 +331,29 @@ async def test_what_is_withheld_while_hedging_no_other_key_signs(site, monkeypat
             with pytest.raises(hsmcore.HsmError):
                 await manager._path.router.sign(b"m", 0.3)
         await fail_over(manager)
+        assert await signers(manager, [b"m"]) == {b"m": None}
+
+
+@one_loop
+async def test_a_request_that_may_be_signed_stays_with_its_key_beside_other_bindings(site, monkeypatch):
+    place = site(SAME, OTHER)
+    async with opened(place.config(failover=LEVELS)) as manager:
+        first, second = manager._path.endpoints
+        await until(lambda: first.trusted and second.trusted)
+        manager._path.router.bind([b"another"], first.key)
+
+        def fails(*_args):
+            asked = asyncio.get_running_loop().create_future()
+            asked.set_exception(hsmcore.MemberDown("its answer is lost", maybe_signed=True))
+            return asked
+
+        monkeypatch.setattr(first, "ask", fails)
+        asked = start(manager._path.router.sign(b"m", 5))
+        await until(lambda: not first.trusted)
+        await fail_over(manager)
+        with pytest.raises(hsmcore.HsmError) as caught:
+            await asked
+        assert caught.value.maybe_signed
         assert await signers(manager, [b"m"]) == {b"m": None}
 
 
