@@ -268,7 +268,7 @@ static void *run(void *argument) {
             break;
         }
         uint64_t ended = hsm_now_ns();
-        journal->next_at_ns = ended + (journal->durability == HSM_DURABLE_INTERVAL ? 0 : journal->pace_ns);
+        journal->next_at_ns = ended + (journal->durability == HSM_DURABLE_INTERVAL ? 0 : HSM_JOURNAL_PACE_NS);
         hsm_histogram_add(&journal->commits, ended - group.begun_ns);
         atomic_store_explicit(&journal->writing_since_ns, 0, memory_order_relaxed);
         atomic_fetch_add_explicit(&journal->kept, group.lines, memory_order_release);
@@ -324,7 +324,6 @@ hsm_status hsm_journal_open(const hsm_journal_options *options, hsm_journal **jo
     journal->archive = hsm_strdup(options->archive);
     journal->durability = options->durability;
     journal->interval_ns = options->interval_ns;
-    journal->pace_ns = HSM_JOURNAL_PACE_NS;
     journal->rotate_bytes = options->rotate_bytes;
     journal->first = options->first_seq;
     journal->next = options->next_seq;

@@ -37,7 +37,7 @@ enum hsm_rest { HSM_REST_NONE, HSM_REST_PAUSE, HSM_REST_IDLE };
 struct hsm_journal {
     char *path, *archive;
     enum hsm_durability durability;
-    uint64_t interval_ns, pace_ns, rotate_bytes;
+    uint64_t interval_ns, rotate_bytes;
     int event_fd;
     pthread_t thread;
     uint32_t fork_generation;
