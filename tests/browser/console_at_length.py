@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 from tests.browser.test_console import flood
-from tests.support.chaos import needs_chaos
 from tests.support.console import served_here
 
-pytestmark = [pytest.mark.browser, needs_chaos]
+pytestmark = [pytest.mark.browser]
 
 
 @pytest.mark.timeout(600)

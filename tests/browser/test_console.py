@@ -6,10 +6,9 @@ import asyncio
 import json
 
 import pytest
-from tests.support.chaos import needs_chaos
 from tests.support.console import in_server, served_here
 
-pytestmark = [pytest.mark.browser, needs_chaos]
+pytestmark = [pytest.mark.browser]
 
 SIGNS = "#verdict:has-text('Signing')"
 UP = [f"#members tr:has-text('{level}') .tone[data-tone=good]" for level in ("primary", "secondary")]

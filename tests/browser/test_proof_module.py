@@ -6,9 +6,8 @@ import base64
 import hashlib
 
 import pytest
-from tests.support.chaos import needs_chaos
 
-pytestmark = [pytest.mark.browser, needs_chaos]
+pytestmark = [pytest.mark.browser]
 SIZES = range(1, 34)
 
 

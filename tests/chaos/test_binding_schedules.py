@@ -7,15 +7,11 @@ from collections import Counter
 
 import pytest
 from tests.chaos import binding_schedules as schedules
-from tests.support.chaos import needs_chaos
-from tests.support.paths import NOOP
 from tests.support.seeds import run_command
 from tests.support.size import FULL
 
 pytestmark = [
     pytest.mark.chaos,
-    needs_chaos,
-    pytest.mark.skipif(not NOOP.is_file(), reason="the tools are not built"),
 ]
 
 

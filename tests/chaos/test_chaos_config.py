@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.support.chaos import needs_chaos
 from tests.support.cloudhsm import Cluster
 from tests.support.paths import CHAOS, PROFILES
 from tests.support.pkcs11_client import CKR_GENERAL_ERROR, Module
@@ -147,7 +146,6 @@ def test_files_that_are_no_configuration(bench: Bench, text: str) -> None:
         ({"profile": ["cloudhsm", "no"]}, '$.profile: no profile "no"'),
     ],
 )
-@needs_chaos
 @pytest.mark.chaos
 @pytest.mark.integration
 def test_what_is_wrong_is_named_with_its_path(cluster: Cluster, fields: dict[str, Any], reason: str) -> None:

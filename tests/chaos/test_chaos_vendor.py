@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from tests.support.chaos import CHAOS, needs_chaos
+from tests.support.chaos import CHAOS
 from tests.support.cloudhsm import ADMIN, ADMIN_PASSWORD, CLUSTERS, SIGNER, SIGNER_PASSWORD, Cluster
 from tests.support.paths import PROFILES
 from tests.support.pkcs11_client import (
@@ -46,7 +46,7 @@ from tests.support.pkcs11_client import (
     template,
 )
 
-pytestmark = [pytest.mark.chaos, pytest.mark.integration, needs_chaos]
+pytestmark = [pytest.mark.chaos, pytest.mark.integration]
 
 CLOUDHSM_ZERO_PAD = 0x8000216F
 ED25519_OID, ED25519_NAME = bytes.fromhex("06032b6570"), b"\x13\x0cedwards25519"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from tests.chaos.load import tell, until_it_signs
-from tests.support.chaos import Chaos, engine_of, needs_chaos, supervisor_of, wrap
+from tests.support.chaos import Chaos, engine_of, supervisor_of, wrap
 from tests.support.loops import one_loop
 from tests.support.managers import counters, opened, until
 from tests.support.verifiers import is_good
@@ -20,7 +20,7 @@ from tests.support.zygote import Forked
 import hsmcore
 from hsmcore.errors import DeadlineExceeded, MemberDown
 
-pytestmark = [pytest.mark.integration, needs_chaos]
+pytestmark = [pytest.mark.integration]
 
 SOON = {"hangAfterMs": 50}
 """What hangs is known to hang soon, so that the tests need not wait."""

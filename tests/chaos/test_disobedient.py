@@ -15,11 +15,9 @@ from tests.support.paths import NOOP
 
 import hsmcore
 from hsmcore.errors import HsmError, MemberDown
-from hsmcore.members.supervisor import HOST_PROGRAM
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.skipif(not (NOOP.is_file() and HOST_PROGRAM.is_file()), reason="the tools are not built"),
 ]
 LONG = 60.0
 """Seconds that no test waits for."""

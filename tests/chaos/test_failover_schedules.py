@@ -7,19 +7,14 @@ from collections import Counter
 import pytest
 from tests.chaos import failover_schedules as schedules
 from tests.chaos.failover_load import Verdict
-from tests.support.chaos import needs_chaos
 from tests.support.levels_model import Reference
-from tests.support.paths import NOOP
 from tests.support.seeds import added, run_command
 
 from hsmcore.failover.levels import Level, Levels
 from hsmcore.failover.member_state import MemberState
-from hsmcore.members.supervisor import HOST_PROGRAM
 
 pytestmark = [
     pytest.mark.chaos,
-    needs_chaos,
-    pytest.mark.skipif(not (NOOP.is_file() and HOST_PROGRAM.is_file()), reason="the tools are not built"),
 ]
 
 

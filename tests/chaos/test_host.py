@@ -24,7 +24,6 @@ from tests.support.chaos import (
     destroy_key,
     ends_within,
     engine_of,
-    needs_chaos,
     send_signal,
     supervisor_of,
     wrap,
@@ -43,8 +42,6 @@ from hsmcore.members.supervisor import HOST_PROGRAM
 
 pytestmark = [
     pytest.mark.integration,
-    needs_chaos,
-    pytest.mark.skipif(not HOST_PROGRAM.is_file(), reason="the host program is not built"),
 ]
 
 

@@ -9,13 +9,13 @@ import sys
 
 import pytest
 import structlog
-from tests.support.chaos import Chaos, engine_of, needs_chaos, send_signal, supervisor_of, wrap
+from tests.support.chaos import Chaos, engine_of, send_signal, supervisor_of, wrap
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened
 
 import hsmcore
 
-pytestmark = [pytest.mark.integration, needs_chaos]
+pytestmark = [pytest.mark.integration]
 
 _NO_DESCRIPTORS = """
 import asyncio, json, os, resource, signal, sys, hsmcore

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 from tests.chaos.load import until_it_signs
-from tests.support.chaos import Chaos, ends_within, engine_of, needs_chaos, send_signal, supervisor_of, wrap
+from tests.support.chaos import Chaos, ends_within, engine_of, send_signal, supervisor_of, wrap
 from tests.support.leaks import children
 from tests.support.loops import one_loop
 from tests.support.managers import opened, until
@@ -35,7 +35,6 @@ from hsmcore.members.supervisor import HOST_PROGRAM
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.skipif(not HOST_PROGRAM.is_file(), reason="the host program is not built"),
 ]
 
 
@@ -205,7 +204,6 @@ asyncio.run(main())
 """
 
 
-@needs_chaos
 def test_it_ends_with_its_parent_also_while_a_call_hangs(world, tmp_path):
     fault = {"function": "C_FindObjectsInit", "every": 1, "action": "hang", "forever": True}
     chaos = Chaos(tmp_path, wrap(world), faults=[fault])

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from tests.chaos.load import signs, until_it_signs
-from tests.support.chaos import Chaos, compile_poison, destroy_key, engine_of, needs_chaos, supervisor_of, wrap
+from tests.support.chaos import Chaos, compile_poison, destroy_key, engine_of, supervisor_of, wrap
 from tests.support.loops import one_loop
 from tests.support.managers import counters, opened, settle, start, until
 from tests.support.shim import Shim
@@ -22,7 +22,7 @@ from tests.support.verifiers import is_good
 
 import hsmcore
 
-pytestmark = [pytest.mark.integration, needs_chaos]
+pytestmark = [pytest.mark.integration]
 
 CKR_FUNCTION_FAILED = 0x006
 CKR_OPERATION_ACTIVE = 0x090

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from tests.support.chaos import Chaos, engine_of, needs_chaos, wrap
+from tests.support.chaos import Chaos, engine_of, wrap
 from tests.support.levels import OTHER, QUICK, SAME, Site
 from tests.support.managers import counters, opened, start, until
 from tests.support.verifiers import is_good
@@ -16,7 +16,7 @@ import hsmcore
 from hsmcore._native import Lease
 from hsmcore.errors import NotHolder
 
-pytestmark = [pytest.mark.integration, needs_chaos]
+pytestmark = [pytest.mark.integration]
 
 WAYS: dict[str, Callable[[hsmcore.KeyManager, bytes], Awaitable[Any]]] = {
     "sign": lambda manager, message: manager.sign(message),

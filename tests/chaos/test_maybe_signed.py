@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tests.integration.test_policy import policed
 from tests.support.audit_logs import files_at_most
-from tests.support.chaos import Chaos, engine_of, needs_chaos, wrap
+from tests.support.chaos import Chaos, engine_of, wrap
 from tests.support.gateways import gateway
 from tests.support.loops import one_loop
 from tests.support.managers import counters, opened, start, until
@@ -22,7 +22,7 @@ import hsmcore
 from hsmcore.errors import AuditUnavailable, DeadlineExceeded, DoubleSign, EngineClosed, HsmError, MemberDown
 from hsmcore.gateway import Client
 
-pytestmark = [pytest.mark.integration, pytest.mark.chaos, needs_chaos]
+pytestmark = [pytest.mark.integration, pytest.mark.chaos]
 SLOW = {"C_Sign": {"kind": "constant", "microseconds": 300_000}}
 
 

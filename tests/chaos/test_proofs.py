@@ -7,7 +7,7 @@ import asyncio
 
 import pytest
 from tests.chaos.load import signs, until_it_signs
-from tests.support.chaos import Chaos, engine_of, needs_chaos, replace_private_half, supervisor_of, wrap
+from tests.support.chaos import Chaos, engine_of, replace_private_half, supervisor_of, wrap
 from tests.support.loops import one_loop
 from tests.support.managers import counters, opened, until
 from tests.support.verifiers import is_good
@@ -15,7 +15,7 @@ from tests.support.verifiers import is_good
 import hsmcore
 from hsmcore.errors import DeadlineExceeded, KeyMismatch, MemberDown, SignatureInvalid
 
-pytestmark = [pytest.mark.integration, needs_chaos]
+pytestmark = [pytest.mark.integration]
 
 BOTH = pytest.mark.parametrize("isolation", ["thread", "process"])
 MOST_WRONG = 4  # HSM_MAX_WRONG

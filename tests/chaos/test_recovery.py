@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from tests.chaos.load import Load, signs, tell, until_it_signs
-from tests.support.chaos import Chaos, destroy_key, needs_chaos, replace_key, wrap
+from tests.support.chaos import Chaos, destroy_key, replace_key, wrap
 from tests.support.loops import one_loop
 from tests.support.managers import counters, opened, until
 from tests.support.size import share
@@ -29,7 +29,7 @@ from hsmcore.errors import (
 )
 from hsmcore.errors.statuses import RETRYABLE_CLASSES, STATUSES
 
-pytestmark = [pytest.mark.integration, needs_chaos]
+pytestmark = [pytest.mark.integration]
 
 CLASS = {status: row.class_ for status, row in STATUSES.items()}
 CKRS = [(number, name, status) for number, name, status in _native.ckr_table() if number != 0]

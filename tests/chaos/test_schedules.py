@@ -7,18 +7,12 @@ from typing import Any
 
 import pytest
 from tests.chaos import schedules
-from tests.support.chaos import needs_chaos
 from tests.support.disobedient import ACTIONS, SURVIVED
 from tests.support.liveness import Liveness
-from tests.support.paths import NOOP
 from tests.support.seeds import added, run_command
-
-from hsmcore.members.supervisor import HOST_PROGRAM
 
 pytestmark = [
     pytest.mark.integration,
-    needs_chaos,
-    pytest.mark.skipif(not (NOOP.is_file() and HOST_PROGRAM.is_file()), reason="the tools are not built"),
 ]
 
 

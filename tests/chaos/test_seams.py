@@ -18,7 +18,7 @@ from typing import Self
 
 import pytest
 from tests.chaos.load import tell
-from tests.support.chaos import Chaos, engine_of, needs_chaos, send_signal, supervisor_of, wrap
+from tests.support.chaos import Chaos, engine_of, send_signal, supervisor_of, wrap
 from tests.support.group_victim import SIGNALS
 from tests.support.hostile import compile_hostile_host
 from tests.support.loops import one_loop
@@ -29,12 +29,9 @@ from tests.support.verifiers import is_good
 
 import hsmcore
 from hsmcore.members import pkcs11
-from hsmcore.members.supervisor import HOST_PROGRAM
 
 pytestmark = [
     pytest.mark.integration,
-    needs_chaos,
-    pytest.mark.skipif(not HOST_PROGRAM.is_file(), reason="the host program is not built"),
 ]
 
 

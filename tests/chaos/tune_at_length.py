@@ -6,12 +6,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.support.chaos import needs_chaos
 from tests.support.tuning import assert_found, device
 
 from hsmcore.cli.app import run
 
-pytestmark = [needs_chaos, pytest.mark.alone]
+pytestmark = [pytest.mark.alone]
 
 
 @pytest.mark.parametrize(

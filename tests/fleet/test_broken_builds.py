@@ -10,7 +10,6 @@ import sys
 import pytest
 from tests.fleet.breakages import BREAKAGES
 from tests.fleet.nodes import needs_postgres
-from tests.support.chaos import needs_chaos
 from tests.support.paths import ROOT
 
 import hsmcore
@@ -20,7 +19,6 @@ pytestmark = [
     pytest.mark.chaos,
     pytest.mark.deep,
     pytest.mark.slow("whole schedules for each broken build"),
-    needs_chaos,
     needs_postgres,
 ]
 

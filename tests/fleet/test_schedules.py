@@ -7,7 +7,6 @@ from collections import Counter
 import pytest
 from tests.fleet import schedules
 from tests.fleet.nodes import needs_postgres
-from tests.support.chaos import needs_chaos
 from tests.support.seeds import run_command
 
 SEED = 22205
@@ -19,7 +18,6 @@ PLAYED = set(schedules.NEMESES) - {"lose"}
 pytestmark = [
     pytest.mark.chaos,
     pytest.mark.slow("hosts and databases under faults"),
-    needs_chaos,
     needs_postgres,
 ]
 

@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 from tests.reference.check import Figures, judge, measure
 
-from hsmcore_bench.harness.locate import RAW_SIGN, SOFTHSM_MODULE, native
+from hsmcore_bench.harness.locate import SOFTHSM_MODULE
 
 pytestmark = pytest.mark.integration
 
 
 @pytest.mark.skipif(not Path(SOFTHSM_MODULE).exists(), reason="SoftHSM is not installed")
-@pytest.mark.skipif(native(RAW_SIGN) is None, reason=f"{RAW_SIGN} was not built")
 @pytest.mark.skipif(shutil.which("cc") is None or shutil.which("pkg-config") is None, reason="no C compiler")
 def test_both_loops_spend_the_same_on_a_signature(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

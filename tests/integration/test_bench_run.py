@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import os
@@ -19,7 +18,7 @@ import pytest
 import structlog
 
 from hsmcore.cli import app as cli
-from hsmcore_bench.harness.locate import BIN_DIR_ENV, CHAOS_MODULE, NOOP_MODULE, RAW_SIGN, SOFTHSM_MODULE, native
+from hsmcore_bench.harness.locate import BIN_DIR_ENV, CHAOS_MODULE, RAW_SIGN, SOFTHSM_MODULE, native
 from hsmcore_bench.harness.process import child_environment
 from hsmcore_bench.suite import runner
 from hsmcore_bench.suite.failover import CASES
@@ -32,12 +31,6 @@ pytestmark = [
     pytest.mark.integration,
     pytest.mark.skipif(not Path(SOFTHSM_MODULE).exists(), reason="SoftHSM is not installed"),
 ]
-needs_raw = pytest.mark.skipif(native(RAW_SIGN) is None, reason=f"{RAW_SIGN} was not built")
-needs_noop = pytest.mark.skipif(native(NOOP_MODULE) is None, reason=f"{NOOP_MODULE} was not built")
-needs_chaos = pytest.mark.skipif(native(CHAOS_MODULE) is None, reason=f"{CHAOS_MODULE} was not built")
-needs_ours = pytest.mark.skipif(
-    importlib.util.find_spec("hsmcore._native") is None, reason="the extension was not built"
-)
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +50,6 @@ def short_warm_up(monkeypatch):
     monkeypatch.setattr(runner, "WARM_UP_SECONDS", 0.02)
 
 
-@needs_raw
 def test_raw_and_peers_sign_the_same_messages_interleaved():
     before = dict(os.environ)
     steps: list[Progress] = []
@@ -80,15 +72,12 @@ def test_raw_and_peers_sign_the_same_messages_interleaved():
     assert dict(os.environ) == before, "the PIN and SOFTHSM2_CONF are for children only"
 
 
-@needs_raw
 def test_raw_signs_with_ecdsa():
     result = run(Options(patience=0, rounds=1, seconds=0.02, only="raw-p256,raw-secp256k1"))
     assert (result.failed, [s.contender for s in result.samples]) == ({}, ["raw-p256", "raw-secp256k1"])
     assert "SoftHSM" in result.environment["module"]
 
 
-@needs_raw
-@needs_ours
 def test_ours_takes_part():
     only = "raw-1,hand-over,sign-1,sign-64,sign-64-lag,audit-1,flush"
     result = run(Options(patience=0, rounds=1, seconds=0.03, only=only))
@@ -104,9 +93,6 @@ def test_ours_takes_part():
     assert verdicts["loop-lag"].value is not None
 
 
-@needs_noop
-@needs_chaos
-@needs_ours
 @pytest.mark.slow("a gateway, devices, and a key manager that is idle")
 def test_counts_are_taken():
     only = "idle-watched,gateway-1,device-5ms-ours-1,verify-one,policy-flush,open-80-5ms-raw"
@@ -125,8 +111,6 @@ def test_counts_are_taken():
     assert raw.latency_ns.p50 > 4e6
 
 
-@needs_raw
-@needs_ours
 @pytest.mark.deep
 @pytest.mark.slow("thousands of objects on a token")
 def test_the_rest_of_ours_takes_part():
@@ -137,8 +121,6 @@ def test_the_rest_of_ours_takes_part():
     assert {"sign-p256", "sign-secp256k1", "audit-fsync", "audit-none", "batch-4", "open-960", "open-80-token"} <= found
 
 
-@needs_noop
-@needs_ours
 def test_memory_is_read_twice():
     result = run(Options(patience=0, rounds=1, seconds=0.05, only="memory,noop-256", memory_signatures=5_000))
     assert result.failed == {}
@@ -147,10 +129,6 @@ def test_memory_is_read_twice():
     assert all(reading > 1 << 20 for reading in result.memory.rss_bytes)
 
 
-@needs_raw
-@needs_noop
-@needs_chaos
-@needs_ours
 @pytest.mark.deep
 def test_resilience_is_measured():
     only = "noop-process-256,device-x2,verify-always,recovery"
@@ -167,10 +145,6 @@ def test_resilience_is_measured():
     assert all(0 < b.again_seconds <= 0.3 for b in result.recovery)
 
 
-@needs_raw
-@needs_noop
-@needs_chaos
-@needs_ours
 @pytest.mark.deep
 @pytest.mark.slow("members that fail and come back")
 def test_failover_is_measured():
@@ -190,10 +164,6 @@ def test_failover_is_measured():
         assert switch.moves >= 1
 
 
-@needs_raw
-@needs_noop
-@needs_chaos
-@needs_ours
 @pytest.mark.parametrize("only", ["stack-256", pytest.param("stack-64,stack-noop-256", marks=pytest.mark.deep)])
 def test_the_whole_stack_signs(only):
     result = run(Options(patience=0, rounds=1, seconds=0.03, only=only))
@@ -204,7 +174,6 @@ def test_the_whole_stack_signs(only):
         assert found["stack-256"].ceiling == found["stack-256-raw"].ceiling == 25_600.0
 
 
-@needs_raw
 def test_nothing_is_killed_on_a_token_that_was_named(monkeypatch):
     monkeypatch.setenv("HSM_PIN", "0000")
     token = HsmToken(SOFTHSM_MODULE, "someone's", {"ed25519": "key"})
@@ -213,7 +182,6 @@ def test_nothing_is_killed_on_a_token_that_was_named(monkeypatch):
     assert result.recovery == []
 
 
-@needs_raw
 def test_a_wrong_key_fails_only_the_contenders_that_need_it(monkeypatch):
     monkeypatch.setenv("HSM_PIN", "0000")
     token = HsmToken(SOFTHSM_MODULE, "no such token", {"ed25519": "key"})
@@ -223,7 +191,6 @@ def test_a_wrong_key_fails_only_the_contenders_that_need_it(monkeypatch):
     assert result.samples == []
 
 
-@needs_raw
 def test_a_missing_library_is_reported_and_the_other_contenders_run(monkeypatch, tmp_path):
     for name in ("PyKCS11", "cryptography"):
         (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError(\"No module named '{name}'\")\n")
@@ -261,7 +228,6 @@ class TestCommand:
         structlog.reset_defaults()
         logging.getLogger("hsmcore").handlers.clear()
 
-    @needs_raw
     def test_writes_its_files_and_json_alone_to_standard_output(self, tmp_path):
         """With a scenario of one's own."""
         own, out = tmp_path / "mine.toml", tmp_path / "out"
@@ -316,7 +282,6 @@ class TestCommand:
         assert (done.exit_code, "contender[0] (a).x: no such field" in done.stderr) == (2, True)
         assert not (tmp_path / "out").exists()
 
-    @needs_chaos
     def test_a_full_token_is_an_error_that_says_so(self, invoke, monkeypatch, tmp_path):
         """And leaves nothing behind: see temporary_directory."""
         fault = {"function": "C_GenerateKeyPair", "every": 1, "action": "return", "ckr": "CKR_DEVICE_MEMORY"}
@@ -343,7 +308,6 @@ class TestCommand:
         done = invoke("--only", "raw", "--out", tmp_path / "out")
         assert (done.exit_code, "install softhsm2" in done.stderr) == (1, True)
 
-    @needs_raw
     def test_a_failure_is_exit_code_1(self, invoke, monkeypatch, tmp_path):
         monkeypatch.setenv("HSM_PIN", "0000")
         done = invoke("--token", "t", "--label", "k", "--only", "raw", "--rounds", 1, "--out", tmp_path / "out")
@@ -351,7 +315,6 @@ class TestCommand:
         assert "failed raw" in done.stdout
 
 
-@needs_raw
 def test_terminating_it_leaves_nothing(temporary_directory):
     script = "import typer; from hsmcore_bench.suite.cli import bench; typer.run(bench)"
     command = [sys.executable, "-c", script, "--only", "raw", "--rounds", "50", "--seconds", "1"]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.audit_logs import files_at_most, keys_of
-from tests.support.chaos import Chaos, needs_chaos, wrap
+from tests.support.chaos import Chaos, wrap
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened, start, until
 from tests.support.zygote import Forked
@@ -108,7 +108,6 @@ async def test_a_full_disk_keeps_nothing_open(fresh_token, tmp_path, isolation):
     await check_released(manager, config, tmp_path)
 
 
-@needs_chaos
 @pytest.mark.parametrize(
     ("isolation", "what", "function"),
     [("thread", "sign", "C_Sign"), ("process", "sign", "C_Sign"), ("thread", "generate", "C_GenerateKeyPair")],
@@ -145,7 +144,6 @@ def test_a_hung_device_keeps_nothing_open(fresh_token, tmp_path, isolation, what
             victim.kill()
 
 
-@needs_chaos
 @one_loop
 @pytest.mark.parametrize("function", ["C_Sign", "C_GenerateKeyPair", "C_FindObjects"])
 async def test_a_call_that_hangs_holds_nothing_once_it_returns(fresh_token, tmp_path, function):

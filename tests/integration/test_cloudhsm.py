@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.support.chaos import needs_chaos
 from tests.support.cloudhsm import ADMIN, ADMIN_PASSWORD, CLUSTERS, SIGNER, SIGNER_PASSWORD, Cluster
 from tests.support.loops import one_loop
 from tests.support.managers import opened
@@ -31,7 +30,7 @@ from hsmcore.errors import (
 from hsmcore.members.control import ControlPlane
 from hsmcore.members.control.backup import ExportWrapped, ImportWrapped
 
-pytestmark = [pytest.mark.integration, needs_chaos]
+pytestmark = [pytest.mark.integration]
 
 KEYS = tuple({"name": name, "kind": name} for name in ALGORITHMS)
 ISOLATIONS = ("thread", "process")

@@ -11,7 +11,6 @@ import boto3
 import botocore.exceptions
 import pytest
 from botocore.stub import Stubber
-from tests.support.chaos import needs_chaos
 from tests.support.cloudhsm import ADDRESSES, CLUSTERS, Cluster
 from tests.support.loops import one_loop
 from tests.support.managers import opened, until
@@ -173,7 +172,6 @@ async def test_stopping_does_not_wait_for_an_answer():
 
 
 @one_loop
-@needs_chaos
 @pytest.mark.integration
 async def test_a_member_shows_its_clusters_health_and_signs_whatever_it_is(fresh_token, tmp_path, monkeypatch):
     class Broken:
@@ -195,7 +193,6 @@ async def test_a_member_shows_its_clusters_health_and_signs_whatever_it_is(fresh
 # ---- the command line ----
 
 
-@needs_chaos
 @pytest.mark.integration
 def test_the_cluster_command(fresh_token, tmp_path, monkeypatch, capfd):
     cluster = Cluster(tmp_path, fresh_token())
@@ -221,7 +218,6 @@ def test_the_cluster_command(fresh_token, tmp_path, monkeypatch, capfd):
     assert json.loads(capfd.readouterr().err.splitlines()[-1])["error"]["faults"][0]["path"].endswith("clusterEndpoint")
 
 
-@needs_chaos
 @pytest.mark.integration
 def test_the_tokens_command_lists_candidates(fresh_token, tmp_path, capfd):
     one, two = fresh_token(), fresh_token()
@@ -242,7 +238,6 @@ def test_the_tokens_command_lists_candidates(fresh_token, tmp_path, capfd):
     assert "Set slotId" in err
 
 
-@needs_chaos
 @pytest.mark.integration
 def test_doctor_knows_the_cluster_among_several_and_lists_candidates(fresh_token, tmp_path, capfd):
     cluster = Cluster(tmp_path, fresh_token(), fresh_token())

@@ -11,7 +11,7 @@ import time
 
 import orjson
 import pytest
-from tests.support.chaos import CHAOS, Chaos, copy_of, ends_within, needs_chaos, send_signal, wrap
+from tests.support.chaos import CHAOS, Chaos, copy_of, ends_within, send_signal, wrap
 from tests.support.leaks import children
 from tests.support.loops import one_loop
 from tests.support.managers import start, until
@@ -44,7 +44,6 @@ async def test_it_ends_when_it_is_idle_and_starts_again(fresh_token, monkeypatch
             await until(lambda: not children())
 
 
-@needs_chaos
 @one_loop
 @pytest.mark.parametrize("function", ["C_GetSlotList", "C_GenerateKeyPair"])
 async def test_a_module_that_hangs(chaos, function):
@@ -62,7 +61,6 @@ async def test_a_module_that_hangs(chaos, function):
         assert chaos.module not in maps.read()
 
 
-@needs_chaos
 @one_loop
 @pytest.mark.parametrize(
     ("action", "said"),
@@ -78,7 +76,6 @@ async def test_a_module_that_ends_the_process(chaos, action, said):
         assert (await control.generate_key("ed25519", "x")).can_sign
 
 
-@needs_chaos
 @one_loop
 async def test_what_broke_in_the_module_is_left_behind_with_its_process(chaos):
     chaos.write(faults=[{"function": "C_OpenSession", "nth": 3, "action": "return", "ckr": "CKR_DEVICE_REMOVED"}])
@@ -93,7 +90,6 @@ async def test_what_broke_in_the_module_is_left_behind_with_its_process(chaos):
         assert first.isdisjoint(children())
 
 
-@needs_chaos
 @one_loop
 async def test_closing_does_not_wait_for_a_module_that_hangs(chaos, monkeypatch):
     monkeypatch.setattr(plane, "CLOSE_SECONDS", 0.3)
@@ -136,7 +132,6 @@ async def test_a_child_with_invalid_output(fresh_token, tmp_path, monkeypatch):
         await control.close()
 
 
-@needs_chaos
 @pytest.mark.parametrize(("hanging", "sibling"), crossed([False, True], [False, True]))
 def test_it_does_not_outlive_its_parent(chaos, tmp_path, hanging, sibling):
     """Whatever the module does, and even if a fork of the parent's holds the pipes open."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pkcs11 import Attribute, ObjectClass
 from tests.chaos.load import until_it_signs
-from tests.support.chaos import Chaos, needs_chaos, wrap
+from tests.support.chaos import Chaos, wrap
 from tests.support.loops import one_loop
 from tests.support.managers import counters, opened, start
 from tests.support.verifiers import is_good
@@ -21,7 +21,7 @@ from hsmcore.members.control.admin import TokenAdmin
 from hsmcore.members.control.adopt import hold_module
 from hsmcore.members.control.keys import Deactivate, Destroy, GenerateKey, ListKeys
 
-pytestmark = [pytest.mark.integration, needs_chaos]
+pytestmark = [pytest.mark.integration]
 
 NOT_INITIALIZED = "CKR_CRYPTOKI_NOT_INITIALIZED"
 PAUSE = 0.05  # the engine does not initialize the module more often than this allows

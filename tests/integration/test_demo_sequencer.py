@@ -36,7 +36,6 @@ from hsmcore_bench.demo.signing import sign_all
 
 pytestmark = pytest.mark.integration
 needs_softhsm = pytest.mark.skipif(not any(map(os.path.exists, SOFTHSM_PATHS)), reason="SoftHSM is not installed")
-needs_raw = pytest.mark.skipif(native(RAW_SIGN) is None, reason=f"{RAW_SIGN} was not built")
 ONE_ACT = ("--no-failover", "--no-rotation")
 
 

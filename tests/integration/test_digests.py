@@ -14,7 +14,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
-from tests.support.chaos import Chaos, engine_of, needs_chaos, supervisor_of, wrap
+from tests.support.chaos import Chaos, engine_of, supervisor_of, wrap
 from tests.support.kms import config as kms_config
 from tests.support.levels import Site
 from tests.support.loops import one_loop
@@ -208,7 +208,6 @@ async def require_bound(manager: hsmcore.KeyManager, *ways: Any) -> None:
     await manager.sign_digest(os.urandom(32), 5)
 
 
-@needs_chaos
 @one_loop
 async def test_another_member_with_the_key_signs(site):
     place = site(SAME, SAME)
@@ -221,7 +220,6 @@ async def test_another_member_with_the_key_signs(site):
         assert manager.public_key == bytes.fromhex(str(SAME["public_key"]))
 
 
-@needs_chaos
 @one_loop
 async def test_a_digest_that_may_be_signed_is_signed_under_no_other_key(site):
     place = site(SAME, OTHER)
@@ -245,7 +243,6 @@ async def test_a_digest_that_may_be_signed_is_signed_under_no_other_key(site):
         )
 
 
-@needs_chaos
 @one_loop
 async def test_digests_that_a_host_left_behind_are_signed_as_digests(world, tmp_path):
     settings = {"isolation": "process", "sessions": 1, "verifySignatures": "always"}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.chaos import TPM2, Chaos, destroy_key, needs_chaos, wrap
+from tests.support.chaos import TPM2, Chaos, destroy_key, wrap
 from tests.support.managers import opened
 from tests.support.shim import Shim
 from tests.support.size import crossed
@@ -255,7 +255,6 @@ def test_sessions_that_run_out(world, tmp_path):
     assert step(report, "signature").outcome == "ok"
 
 
-@needs_chaos
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -382,7 +381,6 @@ def test_an_issue_that_is_only_told_has_a_mark_of_its_own(world, tmp_path, capsy
 # ---- modules that hang or crash ----
 
 
-@needs_chaos
 @pytest.mark.parametrize(
     ("function", "check"),
     [("C_GetSlotList", "token"), ("C_Login", "login"), ("C_FindObjectsInit", "key"), ("C_Sign", "signature")],
@@ -396,7 +394,6 @@ def test_a_module_that_hangs_is_not_waited_for(world, tmp_path, function, check)
     assert step(report, check).hint
 
 
-@needs_chaos
 @pytest.mark.parametrize(("function", "check"), [("C_OpenSession", "login"), ("C_GetAttributeValue", "key")])
 def test_a_module_that_crashes_takes_only_its_own_process_along(world, tmp_path, function, check):
     chaos = Chaos(tmp_path, wrap(world))
@@ -518,7 +515,6 @@ def test_checks_of_a_providers_surroundings_come_first(world, monkeypatch):
     assert failures(report) == []
 
 
-@needs_chaos
 def test_a_signature_that_is_wrong_is_found_out(world, tmp_path):
     chaos = Chaos(tmp_path, wrap(world))
     chaos.write(faults=[{"function": "C_Sign", "every": 1, "action": "wrong-signature"}])

@@ -6,7 +6,6 @@ import asyncio
 
 import pytest
 from tests.support.budget_kills import spend_under_kills
-from tests.support.chaos import needs_chaos
 from tests.support.emergency import Rig
 from tests.support.levels import SAME, Site
 from tests.support.loops import one_loop
@@ -127,7 +126,6 @@ async def test_an_emergency_key_that_goes_between_its_unit_and_its_signature_sig
             await rig.service.router.sign(b"m", 0.2)
 
 
-@needs_chaos
 @one_loop
 async def test_the_customer_s_flat_form_from_the_first_failure_to_the_return(fresh_token, tmp_path):
     """One provider, a failover block with the customer's keys and no list: the emergency key is made in memory."""
@@ -176,7 +174,6 @@ async def test_the_customer_s_flat_form_from_the_first_failure_to_the_return(fre
         place.revive(0)
 
 
-@needs_chaos
 @one_loop
 async def test_a_signature_is_credited_to_the_key_that_made_it(fresh_token, tmp_path, monkeypatch):
     """Also if the emergency key is destroyed, and another one made, while a request waits for its unit."""

@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 
 import pytest
-from tests.support.chaos import needs_chaos, send_signal
+from tests.support.chaos import send_signal
 from tests.support.levels import OTHER, SAME, Site
 from tests.support.loops import one_loop
 from tests.support.managers import opened, until
@@ -20,7 +20,7 @@ from hsmcore.audit.layout import Layout
 from hsmcore.errors import ConfigurationError, EngineClosed, MemberDown, RequestRejected
 from hsmcore.failover.errors import AllLevelsFailed, AllLevelsLate
 
-pytestmark = [pytest.mark.integration, needs_chaos]
+pytestmark = [pytest.mark.integration]
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import subprocess
 
 import pytest
 from structlog.testing import capture_logs
-from tests.support.chaos import needs_chaos
 from tests.support.commands import commands
 from tests.support.levels import SAME, Site
 from tests.support.loops import one_loop
@@ -18,7 +17,7 @@ from tests.support.terminal import PROGRAM
 from hsmcore.config import load
 from hsmcore.state import Desired, Store
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("terminal"), needs_chaos]
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("terminal")]
 
 
 @pytest.fixture

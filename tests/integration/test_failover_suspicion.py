@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from tests.support.chaos import needs_chaos, send_signal
+from tests.support.chaos import send_signal
 from tests.support.levels import SAME, Site
 from tests.support.loops import one_loop
 from tests.support.managers import opened, start, until
@@ -15,7 +15,7 @@ from tests.support.verifiers import is_good
 from hsmcore.failover import health, plan
 from hsmcore.failover.health import HealthMonitor
 
-pytestmark = [pytest.mark.integration, needs_chaos]
+pytestmark = [pytest.mark.integration]
 FOREVER = 3_600
 LOOKS = 15
 """More looks at the members than a suspicion takes."""

@@ -9,7 +9,7 @@ import ssl
 import pytest
 from nacl.signing import VerifyKey
 from tests.support.authority import Authority
-from tests.support.chaos import Chaos, needs_chaos, wrap
+from tests.support.chaos import Chaos, wrap
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, until
 from tests.support.policed import ordered
@@ -135,7 +135,6 @@ async def test_signatures_are_verified_and_pings_answered(world, tmp_path):
         assert (found.type, found.request, found.body) == (Type.PONG, 9, b"are you there")
 
 
-@needs_chaos
 @one_loop
 async def test_the_same_number_gets_the_first_answer_and_costs_no_second_call(world, tmp_path):
     chaos = Chaos(tmp_path, wrap(world))
@@ -156,7 +155,6 @@ async def test_the_same_number_gets_the_first_answer_and_costs_no_second_call(wo
         assert gateway.server.repeated == 2
 
 
-@needs_chaos
 @one_loop
 async def test_processes_that_crash_lock_out_no_other_one_and_nothing_of_them_is_signed_again(
     world, tmp_path, monkeypatch
@@ -182,7 +180,6 @@ async def test_processes_that_crash_lock_out_no_other_one_and_nothing_of_them_is
             assert chaos.calls("C_Sign") == calls
 
 
-@needs_chaos
 @one_loop
 async def test_a_request_goes_on_when_its_connection_breaks_and_its_answer_waits(world, tmp_path):
     chaos = Chaos(tmp_path, wrap(world))
@@ -205,7 +202,6 @@ async def test_a_request_goes_on_when_its_connection_breaks_and_its_answer_waits
         assert chaos.calls("C_Sign") == before + 1
 
 
-@needs_chaos
 @one_loop
 async def test_what_was_sent_first_and_is_read_last_takes_no_answer_away(world, tmp_path):
     """A connection broke, and its bytes are read after those of the next one."""
@@ -227,7 +223,6 @@ async def test_what_was_sent_first_and_is_read_last_takes_no_answer_away(world, 
         assert chaos.calls("C_Sign") == before + 1
 
 
-@needs_chaos
 @one_loop
 async def test_a_request_can_be_withdrawn(world, tmp_path):
     chaos = Chaos(tmp_path, wrap(world))
@@ -248,7 +243,6 @@ async def test_a_request_can_be_withdrawn(world, tmp_path):
         await peer.signed(sign(3, M))
 
 
-@needs_chaos
 @one_loop
 async def test_a_batch_that_has_begun_in_part_says_which_messages_may_be_signed(world, tmp_path):
     chaos = Chaos(tmp_path, wrap(world))
@@ -277,7 +271,6 @@ async def test_a_batch_that_has_begun_in_part_says_which_messages_may_be_signed(
         assert (gateway.server.desk.open, turns.waiting, turns.under_way) == (0, 0, 0)
 
 
-@needs_chaos
 @one_loop
 async def test_more_than_may_be_open_waits_and_meets_its_deadline(world, tmp_path):
     chaos = Chaos(tmp_path, wrap(world))

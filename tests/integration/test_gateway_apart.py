@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from tests.support.authority import Authority
-from tests.support.chaos import Chaos, needs_chaos, wrap, wrap_noop
+from tests.support.chaos import Chaos, wrap, wrap_noop
 from tests.support.loops import one_loop
 from tests.support.managers import until
 from tests.support.wire_site import ME, sign, site
@@ -14,7 +14,7 @@ from tests.support.wire_site import ME, sign, site
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import Type
 
-pytestmark = [pytest.mark.integration, needs_chaos]
+pytestmark = [pytest.mark.integration]
 LONG = {"timeout_ms": 60_000}
 HELD_OPEN = 64
 """More than the gateway has at all key managers together."""

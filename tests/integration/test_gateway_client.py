@@ -15,7 +15,7 @@ import pytest
 from nacl.exceptions import BadSignatureError
 from nacl.signing import VerifyKey
 from tests.support.authority import Authority
-from tests.support.chaos import Chaos, needs_chaos, wrap
+from tests.support.chaos import Chaos, wrap
 from tests.support.gateways import Cutter, GatewayProcess, Staller, gateway
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, start, until
@@ -166,7 +166,6 @@ async def test_what_its_rate_does_not_allow_now_waits_within_the_timeout(world, 
         assert served.server.desk.requests["app", "QUEUE_FULL"] > 0
 
 
-@needs_chaos
 @one_loop
 async def test_a_batch_that_a_rotation_meets_is_signed_under_both_keys(fresh_token, tmp_path):
     chaos = Chaos(tmp_path, wrap(fresh_token(*TWO_KEYS)))

@@ -4,7 +4,6 @@ import json
 
 import pytest
 from nacl.signing import VerifyKey
-from tests.support.chaos import needs_chaos
 from tests.support.levels import OTHER, SAME, Site
 from tests.support.loops import one_loop
 from tests.support.wire import read_signed
@@ -13,7 +12,7 @@ from tests.support.wire_site import sign, site
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import Type
 
-pytestmark = [pytest.mark.integration, needs_chaos]
+pytestmark = [pytest.mark.integration]
 M = b"a message"
 LONG = {"timeout_ms": 60_000}
 

@@ -10,7 +10,7 @@ import sys
 from contextlib import AsyncExitStack, suppress
 
 import pytest
-from tests.support.chaos import Chaos, needs_chaos, wrap
+from tests.support.chaos import Chaos, wrap
 from tests.support.loops import one_loop
 from tests.support.managers import until
 from tests.support.wire_site import ME, bad_frames, refusals, sign, site
@@ -25,7 +25,6 @@ M = b"a message"
 BAD = bad_frames()
 
 
-@needs_chaos
 @one_loop
 async def test_a_user_that_is_no_client_is_refused_and_recorded(world, tmp_path):
     chaos, log = Chaos(tmp_path, wrap(world)), tmp_path / "audit.jsonl"
@@ -76,7 +75,6 @@ def says():
         sys.stdout.write(asyncio.run(run()))
 
 
-@needs_chaos
 @one_loop
 async def test_strangers_cannot_fill_the_disk(world, tmp_path):
     chaos, log = Chaos(tmp_path, wrap(world)), tmp_path / "audit.jsonl"

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 import pytest
 from nacl.signing import VerifyKey
 from tests.support.authority import Authority
-from tests.support.chaos import Chaos, needs_chaos, wrap
+from tests.support.chaos import Chaos, wrap
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, until
 from tests.support.wire import read_signed
@@ -92,7 +92,6 @@ async def test_it_says_where_it_listens_and_leaves_nothing_behind(world, tmp_pat
         assert "sign.sock" not in os.listdir(tmp_path)  # noqa: PTH208
 
 
-@needs_chaos
 @one_loop
 async def test_sigterm_answers_what_is_open_and_refuses_what_comes(world, tmp_path):
     chaos = Chaos(tmp_path, wrap(world))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.authority import Authority
-from tests.support.chaos import Chaos, needs_chaos, wrap
+from tests.support.chaos import Chaos, wrap
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, until
 from tests.support.vault_site import TOKEN
@@ -158,7 +158,6 @@ async def test_an_authority_that_is_taken_away_ends_the_connections_that_may_be_
         link.close()
 
 
-@needs_chaos
 @one_loop
 async def test_what_a_removed_client_has_open_is_answered(fresh_token, tmp_path):
     chaos, revoking = Chaos(tmp_path, wrap(fresh_token())), Revoking(tmp_path)

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from tests.support import zygote
-from tests.support.chaos import Chaos, Wrapped, needs_chaos, wrap
+from tests.support.chaos import Chaos, Wrapped, wrap
 from tests.support.softhsm import Token
 from tests.support.uncounted import compile_uncounted
 
-pytestmark = [pytest.mark.integration, needs_chaos]
+pytestmark = [pytest.mark.integration]
 
 
 def sign(config: dict[str, Any], folder: Path, token: Token) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from tests.support.audit_logs import files_at_most
-from tests.support.chaos import needs_chaos
 from tests.support.kms import KmsServer
 from tests.support.kms import config as kms_config
 from tests.support.levels import OTHER, QUICK, SAME, Site
@@ -25,7 +24,7 @@ from hsmcore.errors import EngineClosed, NotHolder
 from hsmcore.failover import router
 from hsmcore.failover.errors import AllLevelsFailed
 
-pytestmark = [pytest.mark.integration, needs_chaos]
+pytestmark = [pytest.mark.integration]
 
 LEVELS = {"acceptOtherKeys": ["secondary"]}
 PATIENT = {**LEVELS, "maxPrimaryRetries": 1000}

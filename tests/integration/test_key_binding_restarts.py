@@ -12,7 +12,6 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from tests.support.chaos import needs_chaos
 from tests.support.levels import OTHER, SAME, Site
 from tests.support.loops import one_loop
 from tests.support.managers import opened, start, until
@@ -25,7 +24,7 @@ from hsmcore.failover.errors import AllLevelsFailed
 from hsmcore.state.errors import StoreError
 from hsmcore.state.store import Store
 
-pytestmark = [pytest.mark.integration, needs_chaos]
+pytestmark = [pytest.mark.integration]
 
 LEVELS = {"acceptOtherKeys": ["secondary"]}
 HANGS = {"every": 1, "forever": True}

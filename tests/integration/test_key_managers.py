@@ -15,7 +15,7 @@ import structlog
 from nacl.signing import VerifyKey
 from prometheus_client import CollectorRegistry, generate_latest
 from tests.support.audit_logs import keys_of
-from tests.support.chaos import Chaos, needs_chaos, wrap
+from tests.support.chaos import Chaos, wrap
 from tests.support.managers import start, until
 from tests.support.policed import key, moving
 from tests.support.scrapes import Scrape
@@ -360,7 +360,6 @@ async def signs_all(manager: hsmcore.KeyManager, messages: list[bytes]) -> list[
     return await asyncio.gather(*map(one, messages))
 
 
-@needs_chaos
 @pytest.mark.chaos
 @pytest.mark.parametrize("action", ["kill-all-sessions", "logout", "remove-token"])
 async def test_a_fault_of_the_token_they_share_loses_no_request_of_either(action, fresh_token, tmp_path):
@@ -380,7 +379,6 @@ async def test_a_fault_of_the_token_they_share_loses_no_request_of_either(action
                     key.verify(message, signature)
 
 
-@needs_chaos
 @pytest.mark.chaos
 async def test_in_a_host_of_its_own_a_module_is_initialized_again(fresh_token, tmp_path):
     """In one process it is for both: see test_shared_module.py."""

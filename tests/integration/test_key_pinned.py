@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from tests.integration.test_key_binding import fail_back, fail_over, key_of
-from tests.support.chaos import needs_chaos
 from tests.support.levels import OTHER, QUICK, SAME, Site
 from tests.support.managers import opened, start, until
 from tests.support.size import crossed
@@ -16,7 +15,7 @@ from tests.support.verifiers import is_good
 import hsmcore
 from hsmcore.failover.errors import AllLevelsFailed
 
-pytestmark = [pytest.mark.integration, needs_chaos]
+pytestmark = [pytest.mark.integration]
 
 LEVELS = {"acceptOtherKeys": ["secondary"]}
 WAYS = {

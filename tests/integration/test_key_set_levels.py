@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from tests.support.chaos import needs_chaos
 from tests.support.levels import OTHER, SAME, Site
 from tests.support.loops import one_loop
 from tests.support.managers import opened, until
 
 from hsmcore.tlog.key_set import KeySet
 
-pytestmark = [pytest.mark.integration, needs_chaos]
+pytestmark = [pytest.mark.integration]
 
 
 def config_of(site, **failover):

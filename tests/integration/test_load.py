@@ -20,16 +20,14 @@ from tests.support.size import each
 from tests.support.verifiers import is_good
 
 from hsmcore.cli.app import run as command_line
-from hsmcore_bench.harness.locate import CHAOS_MODULE, NOOP_MODULE, SOFTHSM_MODULE, native
+from hsmcore_bench.harness.locate import CHAOS_MODULE, SOFTHSM_MODULE, native
 from hsmcore_bench.harness.process import child_environment
-from hsmcore_bench.load.generator import PROGRAM
 from hsmcore_bench.load.mix import Messages, kinds_of, table_of
 from hsmcore_bench.load.verify import RECORD, records, verify
 
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.skipif(not Path(SOFTHSM_MODULE).exists(), reason="SoftHSM is not installed"),
-    pytest.mark.skipif(None in (native(PROGRAM), native(CHAOS_MODULE), native(NOOP_MODULE)), reason="not built"),
 ]
 MIX = "transactions=0.8:180-300,blocks=0.05:32,repeats=0.15"
 BY_RING = each(2, ["facade", "ring"])

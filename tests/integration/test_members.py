@@ -8,7 +8,6 @@ import os
 from contextlib import suppress
 
 import pytest
-from tests.support.chaos import needs_chaos
 from tests.support.levels import SAME, Site
 from tests.support.loops import one_loop
 from tests.support.managers import opened, until
@@ -37,7 +36,6 @@ async def test_a_single_member(world, isolation):
             assert member.host_pid is None
 
 
-@needs_chaos
 @pytest.mark.chaos
 async def test_members_of_levels(tmp_path, fresh_token):
     place = Site(tmp_path, fresh_token, SAME, SAME)
@@ -61,7 +59,6 @@ async def test_members_of_levels(tmp_path, fresh_token):
         await until(lambda: manager.members()[0].condition == "ready")
 
 
-@needs_chaos
 @pytest.mark.chaos
 @one_loop
 async def test_an_outage_of_the_only_member_is_told(tmp_path, fresh_token):
@@ -86,7 +83,6 @@ async def test_an_outage_of_the_only_member_is_told(tmp_path, fresh_token):
     assert [name for name in operations if name in expected] == expected
 
 
-@needs_chaos
 @pytest.mark.chaos
 @one_loop
 async def test_a_member_that_starts_and_cannot_load_the_current_key_is_started_again(

@@ -8,7 +8,7 @@ import threading
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from tests.integration.test_cluster_health import described, hsm
-from tests.support.chaos import Chaos, needs_chaos, wrap
+from tests.support.chaos import Chaos, wrap
 from tests.support.cloudhsm import Cluster
 from tests.support.kms import config as kms_config
 from tests.support.levels import SAME, Site
@@ -57,7 +57,6 @@ async def test_what_is_scraped_is_what_happened(world):
     assert scrape("hsmcore_build_info", version=hsmcore.__version__) == 1
 
 
-@needs_chaos
 @pytest.mark.chaos
 async def test_failures_are_counted_by_class_and_recoveries_by_rung(world, tmp_path):
     chaos = Chaos(tmp_path, wrap(world))
@@ -78,7 +77,6 @@ async def test_failures_are_counted_by_class_and_recoveries_by_rung(world, tmp_p
     assert scrape("hsmcore_verify_seconds_count") == 3
 
 
-@needs_chaos
 @pytest.mark.chaos
 async def test_a_hanging_call_shows_its_age(world, tmp_path):
     chaos = Chaos(tmp_path, wrap(world))
@@ -156,7 +154,6 @@ async def test_the_audit_log_is_measured(world, tmp_path):
         assert 0 < scrape("hsmcore_disk_free_bytes", use="audit") <= scrape("hsmcore_disk_size_bytes", use="audit")
 
 
-@needs_chaos
 @pytest.mark.chaos
 async def test_levels_breakers_and_the_emergency_budget(fresh_token, tmp_path):
     site = Site(tmp_path, fresh_token, SAME, SAME)
@@ -219,7 +216,6 @@ async def test_members_that_are_no_token_are_measured_alike(kms, tmp_path):
     assert scrape("hsmcore_queue_oldest_seconds") == 0
 
 
-@needs_chaos
 async def test_the_state_of_a_cluster_is_measured(fresh_token, tmp_path, monkeypatch):
     class Answers:
         def describe_clusters(self, **_request):

@@ -6,13 +6,13 @@ import asyncio
 from typing import Any
 
 import pytest
-from tests.support.chaos import TPM2, Chaos, needs_chaos, supervisor_of, wrap
+from tests.support.chaos import TPM2, Chaos, supervisor_of, wrap
 from tests.support.managers import counters, opened, until
 from tests.support.verifiers import is_good
 
 import hsmcore
 
-pytestmark = [pytest.mark.integration, pytest.mark.chaos, needs_chaos]
+pytestmark = [pytest.mark.integration, pytest.mark.chaos]
 
 
 def config_of(chaos: Chaos, isolation: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 import pytest
-from tests.support.chaos import Chaos, needs_chaos, wrap
+from tests.support.chaos import Chaos, wrap
 from tests.support.kms import config as kms_config
 from tests.support.levels import SAME, Site
 from tests.support.loops import one_loop
@@ -22,7 +22,7 @@ from tests.support.verifiers import is_good
 import hsmcore
 from hsmcore.failover.levels import Levels
 
-pytestmark = [pytest.mark.integration, needs_chaos]
+pytestmark = [pytest.mark.integration]
 
 DEVICE = {"latency": {"C_Sign": {"kind": "constant", "microseconds": 5000}}, "capacity": {"servers": 2}}
 RATE = 400

@@ -10,7 +10,6 @@ from collections import Counter
 from contextlib import asynccontextmanager
 
 import pytest
-from tests.support.chaos import needs_chaos
 from tests.support.gateways import GatewayProcess, document_of
 from tests.support.levels import SAME, Site
 from tests.support.loops import one_loop
@@ -60,7 +59,6 @@ async def load(address, label="default", public_key=RFC8032_PUBLIC, timeout_ms=6
             await process.wait()
 
 
-@needs_chaos
 @one_loop
 async def test_a_killed_device_and_a_killed_gateway_are_not_seen(tmp_path, fresh_token):
     place = Site(tmp_path, fresh_token, SAME, SAME)

@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from tests.support.chaos import needs_chaos
 from tests.support.kms import config as kms_config
 from tests.support.levels import QUICK, SAME, Site
 from tests.support.loops import one_loop
@@ -20,7 +19,7 @@ from tests.support.verifiers import is_good
 import hsmcore
 from hsmcore.failover.errors import AllLevelsFailed
 
-pytestmark = [pytest.mark.integration, needs_chaos]
+pytestmark = [pytest.mark.integration]
 
 Ask = Callable[[hsmcore.KeyManager, bytes], Awaitable[bytes]]
 Change = Callable[[hsmcore.KeyManager], object]

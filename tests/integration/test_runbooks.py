@@ -19,7 +19,6 @@ import pytest
 from tests.integration.test_public_log import DOMAIN, ORIGIN, publishing
 from tests.integration.test_rotation import rules
 from tests.support import wire_site
-from tests.support.chaos import needs_chaos
 from tests.support.levels import SAME, Site
 from tests.support.loops import one_loop
 from tests.support.managers import opened, until
@@ -143,7 +142,6 @@ def breaker(name: str, kind: str) -> Callable[[Scrape], bool]:
     return lambda scrape: scrape("hsmcore_breaker_state", member=name, kind=kind) == 2
 
 
-@needs_chaos
 @one_loop
 @pytest.mark.parametrize("isolation", ["process", pytest.param("thread", marks=pytest.mark.deep)])
 async def test_pin_refused_or_locked(site, terminal, isolation):
@@ -173,7 +171,6 @@ async def test_pin_refused_or_locked(site, terminal, isolation):
     play.judge("HsmcorePinRefused", "HsmcoreMemberDown")
 
 
-@needs_chaos
 @one_loop
 async def test_a_member_is_down(site, terminal):
     config = site.config(failover=LEVELS)
@@ -193,7 +190,6 @@ async def test_a_member_is_down(site, terminal):
     play.judge("HsmcoreMemberDown")
 
 
-@needs_chaos
 @one_loop
 async def test_the_emergency_level_signs(site, terminal):
     limits = {"emergencyModeEnabled": True, "emergencyModeRestrictions": {"maxTransactions": 20}}
@@ -357,7 +353,6 @@ async def test_the_fleets_database_has_lost_positions(world, terminal, tmp_path,
     play.judge("HsmcoreFleetBehind")
 
 
-@needs_chaos
 @one_loop
 async def test_a_wrong_signature(site, terminal):
     config = site.config(failover=LEVELS, auditLogFile=str(site.folder / "audit.log"))

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import pytest
 import structlog
-from tests.support.chaos import engine_of, needs_chaos
+from tests.support.chaos import engine_of
 from tests.support.cloudhsm import ADMIN, DENIED, SIGNER, Cluster
 from tests.support.leaks import children
 from tests.support.loops import one_loop
@@ -27,7 +27,7 @@ import hsmcore
 from hsmcore.base import log
 from hsmcore.errors import HsmError
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("terminal"), needs_chaos]
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("terminal")]
 
 # Quotes, a backslash and letters beyond ASCII: each way of writing text down writes these in its own way.
 SIGNER_SECRET = "zq\"Sign'r\\ßé-4711"

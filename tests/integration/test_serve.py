@@ -17,7 +17,6 @@ import sys
 
 import pytest
 from tests.support.certificates import self_signed
-from tests.support.chaos import needs_chaos
 from tests.support.console import Scene, served_here
 from tests.support.levels import SAME, Site
 from tests.support.loops import one_loop
@@ -212,7 +211,6 @@ async def test_roles_see_and_do_what_they_may(world, tmp_path):
     assert OPERATOR not in log.read_text()
 
 
-@needs_chaos
 @one_loop
 async def test_an_operator_action_is_recorded_emitted_and_obeyed(tmp_path, fresh_token):
     site = Site(tmp_path, fresh_token, SAME, SAME)
@@ -281,7 +279,6 @@ async def _holds(look, condition):
     return condition(*found) if isinstance(found, tuple) else condition(found)
 
 
-@needs_chaos
 @one_loop
 async def test_what_cannot_be_recorded_is_not_done(tmp_path, fresh_token, monkeypatch):
     site = Site(tmp_path, fresh_token, SAME, SAME)
@@ -301,7 +298,6 @@ async def _unready(site):
     return (await asked(site.address, "/readyz")).status == 503
 
 
-@needs_chaos
 def test_a_rotation_is_asked_for_and_events_come_with_their_history(tmp_path, fresh_token):
     with Scene(tmp_path, fresh_token) as scene:
         text = b'{"reason": "an operator has left"}'
@@ -319,7 +315,6 @@ def test_a_rotation_is_asked_for_and_events_come_with_their_history(tmp_path, fr
         assert "rotation-begun" in kinds
 
 
-@needs_chaos
 @one_loop
 async def test_a_signer_of_another_process_is_watched_and_operated(tmp_path, fresh_token):
     site = Site(tmp_path, fresh_token, SAME, SAME)

@@ -12,7 +12,6 @@ from solders.pubkey import Pubkey
 from solders.signature import Signature
 from solders.transaction import VersionedTransaction
 from tests.integration.test_key_binding import LEVELS, key_of
-from tests.support.chaos import needs_chaos
 from tests.support.levels import OTHER, SAME, Site
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, counters, opened
@@ -205,7 +204,6 @@ async def test_a_key_that_was_rotated_away_gets_no_signature(fresh_token):
         assert [chain.refusal(one) for one in batch] == [None] * 3
 
 
-@needs_chaos
 @one_loop
 async def test_a_token_that_is_down_is_not_available(site):
     place = site(SAME)
@@ -226,7 +224,6 @@ async def unavailable(signer: HsmcoreSigner) -> bool:
     return not await signer.is_available()
 
 
-@needs_chaos
 @one_loop
 async def test_a_level_with_another_key_takes_over_within_a_request(site):
     """The primary level fails after the request was sent to it: what the other key signs goes into no transaction."""

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 import pytest
-from tests.support.chaos import needs_chaos, wrap
+from tests.support.chaos import wrap
 from tests.support.tuning import assert_found, device, simulated, written
 from tests.support.wrapper import compile_wrapper
 
@@ -24,7 +24,7 @@ from hsmcore.state import Desired, Store
 from hsmcore_bench.tune import cli
 from hsmcore_bench.tune.sweep import PASSES, PATIENCE, VISIT_SIGNATURES, visits_at_most
 
-pytestmark = [pytest.mark.integration, needs_chaos]
+pytestmark = [pytest.mark.integration]
 
 FOUR = {"latency": {"C_Sign": {"kind": "constant", "microseconds": 4000}}, "capacity": {"servers": 4}}
 """A device that serves four requests at once."""

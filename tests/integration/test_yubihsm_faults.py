@@ -15,11 +15,9 @@ from tests.support.yubihsm.device import MAX_SESSIONS
 from tests.support.yubihsm.rig import DOMAIN, KEY_ID, KEY_LABEL
 
 from hsmcore.errors import DeadlineExceeded, HsmError, KeyMismatch, MemberDown
-from hsmcore.members.supervisor import HOST_PROGRAM
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.skipif(not HOST_PROGRAM.is_file(), reason="the host program is not built"),
 ]
 
 isolations = pytest.mark.parametrize("isolation", [pytest.param("thread", marks=pytest.mark.deep), "process"])

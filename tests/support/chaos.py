@@ -17,14 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 from tests.support.paths import CHAOS, NOOP
 from tests.support.softhsm import Token
 from tests.support.wrapper import compile_wrapper
 
 import hsmcore
-
-needs_chaos = pytest.mark.skipif(not CHAOS.is_file(), reason="the fault-injecting module is not built")
 
 
 @dataclass(frozen=True)

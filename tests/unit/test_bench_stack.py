@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hsmcore_bench.harness.locate import CHAOS_MODULE, NOOP_MODULE, native
+from hsmcore_bench.harness.locate import NOOP_MODULE, native
 from hsmcore_bench.suite.child.ours import configuration
 from hsmcore_bench.suite.child.protocol import Job
 from hsmcore_bench.suite.child.scrapes import Scraping, read
@@ -76,7 +76,6 @@ def test_a_slice_is_not_over_before_its_scrape_is_answered():
         assert site.asked == ["/metrics"]
 
 
-@pytest.mark.skipif(native(NOOP_MODULE) is None, reason=f"{NOOP_MODULE} was not built")
 def test_it_has_every_safety_at_once():
     contender = next(c for c in contenders(2) if c.name == "stack-noop-256")
     with ExitStack() as stack:
@@ -94,8 +93,6 @@ def test_it_has_every_safety_at_once():
     assert (manager["audit"], manager["maxCacheSize"], job.scrape) == ({"durability": "fsync"}, 0, True)
 
 
-@pytest.mark.skipif(native(CHAOS_MODULE) is None, reason=f"{CHAOS_MODULE} was not built")
-@pytest.mark.skipif(native(NOOP_MODULE) is None, reason=f"{NOOP_MODULE} was not built")
 @pytest.mark.parametrize(("name", "per_second"), [("open-80-5ms", 10_240.0), ("open-80-5ms-16", 2_560.0)])
 def test_a_share_of_a_device_is_one_of_its_ceiling(name, per_second):
     contender = next(c for c in contenders(2) if c.name == name)

@@ -120,6 +120,19 @@ def test_a_group_readable_file_is_warned_about(tmp_path: Path, caplog: pytest.Lo
     assert not caplog.text
 
 
+def resolved_by_4711(folder: Path, name: str) -> subprocess.CompletedProcess[str]:
+    """A process of another user that reads a secret from a file in `folder`, and exits with the hint if it may not."""
+    program = (
+        "import os, sys\n"
+        "from hsmcore.config.secret import Secret\n"
+        "os.setgroups([]); os.setgid(4711); os.setuid(4711)\n"
+        f"try: Secret.file({name!r}).resolve()\n"
+        "except Exception as error: sys.exit(error.hint)\n"
+    )
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes files of root's and reads them as another user")
 @pytest.mark.parametrize("folder_mode", [0o700, 0o711])
 def test_a_file_of_another_user_is_said_to_be_that(tmp_path: Path, folder_mode: int) -> None:
@@ -128,17 +141,9 @@ def test_a_file_of_another_user_is_said_to_be_that(tmp_path: Path, folder_mode: 
     folder.mkdir()
     path = secret_file(folder, b"1234", 0o600)
     folder.chmod(folder_mode)
-    program = (
-        "import os\n"
-        "from hsmcore.config.secret import Secret\n"
-        "os.setgroups([]); os.setgid(4711); os.setuid(4711)\n"
-        "try: Secret.file('folder/pin').resolve()\n"
-        "except Exception as error: print(error.hint)\n"
-    )
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = resolved_by_4711(tmp_path, "folder/pin")
     place, mode = (folder, "0700") if folder_mode == 0o700 else (path, "0600")
-    assert f"{place} belongs to root (mode {mode}), and this process runs as uid 4711. Give what" in done.stdout
+    assert f"{place} belongs to root (mode {mode}), and this process runs as uid 4711. Give what" in done.stderr
 
 
 def test_a_mode_that_a_platform_has_set_comes_with_what_to_do_there(tmp_path: Path) -> None:
@@ -165,14 +170,7 @@ def test_the_group_of_a_file_of_roots_may_be_how_it_is_read(
     path = secret_file(tmp_path, b"1234", mode)
     os.chown(path, owner, group)
     tmp_path.chmod(0o711)
-    program = (
-        "import os\n"
-        "from hsmcore.config.secret import Secret\n"
-        "os.setgroups([]); os.setgid(4711); os.setuid(4711)\n"
-        "Secret.file('pin').resolve()\n"
-    )
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = resolved_by_4711(tmp_path, "pin")
     assert (done.returncode == 0) is (warned is not None), done.stderr
     assert ("open to its group" in done.stderr + done.stdout) is bool(warned)
 
