@@ -20,8 +20,6 @@ JOBS := $(shell nproc)
 # Of those that run tests in Python four more than there are cores: for half of their time tests wait for timers and for other processes. With two
 # more a quarter of two cores was idle.
 WORKERS := $(shell expr $(JOBS) + 4)
-# The files that have tests marked `alone`: to collect all others for these few takes as long as some of them.
-ALONE = $$(grep -rl --include='test_*.py' 'mark\.alone' tests)
 CONFIGURE := cmake --log-level=NOTICE -S . -B
 TOGETHER = $(MAKE) --no-print-directory --output-sync=target LINTING=yes
 CTEST := ctest --output-on-failure --no-tests=error --parallel $(JOBS) --test-dir
@@ -43,8 +41,7 @@ run-fleet: .venv/.setup-fleet .venv/.built ## Two sequencers on a private Postgr
 
 test: checks native-libraries .venv/.built ## Install what is missing, lint, then run every test: the native ones under sanitizers, and Python's
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --ignore tests/chaos/test_rotation_kills.py \
-	    $(if $(ARGS),$(ARGS),-m "not alone and not deep")
-	$(if $(ARGS),,$(BIN)/python -m pytest -m "alone and not deep" $(ALONE))
+	    $(if $(ARGS),$(ARGS),-m "not deep")
 
 # Python's packages and its extension take one processor, and native tests mostly wait: other work goes on beside them.
 .PHONY: checks sanitize-build
@@ -56,7 +53,7 @@ checks:
 quick: native-libraries .venv/.built ## A first look at a change of Python: lint, and the unit tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n $(WORKERS) tests/unit -m "not alone and not deep" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) tests/unit -m "not deep" $(ARGS)
 
 matrix: .venv/.setup-run ## `make quick` of the last commit under each CPython 3.11 to 3.14 that is found here, in build/matrix; the simulation tells each the same stories
 	rm -f build/matrix/stories
@@ -98,8 +95,7 @@ check: lint native-test ## Lint and type-check everything, and run the native te
 	printf '%s\0' native/src/*.c native/host/*.c bench/native/load/*.c clients/pkcs11/*.c | xargs -0 -P $(JOBS) -n 1 $(CLANG_TIDY) --quiet -p build/test
 
 check-deep: sanitize-test guard proofs cross-test wheels-sign native-libraries .venv/.built ## Run every test at full size, the proofs, the native tests for AArch64 and under every sanitizer, and the fuzzers
-	HSMCORE_TESTS=full $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --ignore tests/chaos/test_rotation_kills.py -m "not alone"
-	HSMCORE_TESTS=full $(BIN)/python -m pytest -m alone $(ALONE)
+	HSMCORE_TESTS=full $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --ignore tests/chaos/test_rotation_kills.py
 	$(BIN)/python -m pytest tests/chaos/test_rotation_kills.py tests/chaos/rotation_at_length.py --timeout 1200
 	$(BIN)/python -m tests.chaos.looks --seeds 0-199
 	$(BIN)/python -m tests.chaos.emergency_at_length

@@ -10,8 +10,6 @@ from tests.support.tuning import assert_found, device
 
 from hsmcore.cli.app import run
 
-pytestmark = [pytest.mark.alone]
-
 
 @pytest.mark.parametrize(
     "profile", ["yubihsm2", "cloudhsm-hsm2m-x2", "cloudhsm-hsm2m-x3", "cloudhsm-hsm2m-x6", "network-5ms"]

@@ -11,8 +11,7 @@ import time
 from typing import Any
 
 import pytest
-from tests.support.chaos import wrap
-from tests.support.tuning import assert_found, device, simulated, written
+from tests.support.tuning import device, simulated, written
 from tests.support.wrapper import compile_wrapper
 
 import hsmcore
@@ -41,21 +40,6 @@ def tuned(capsys, *arguments: object, code: int = 0) -> tuple[dict[str, Any], st
     assert command_line(["tune", *map(str, arguments), "--json"]) == code
     output = capsys.readouterr()
     return json.loads(output.out) if code == 0 else json.loads(output.err.splitlines()[-1])["error"], output.err
-
-
-@pytest.mark.alone
-@pytest.mark.parametrize("profile", [pytest.param("yubihsm2", marks=pytest.mark.deep), "cloudhsm-hsm2m-x2"])
-def test_the_knee_of_a_simulated_device_is_found(profile, world, tmp_path, capsys):
-    """tests/chaos/tune_at_length.py does it with five. The slow one is SoftHSM in its time; a SoftHSM that makes 3,000
-    signatures a second needs a machine without other work."""
-    wrapped = wrap(world) if profile == "yubihsm2" else None
-    result, said = tuned(capsys, device(tmp_path, wrapped=wrapped, profile=profile), "--seconds", 0.6)
-    [found] = result["members"]
-    assert_found(found, profile)
-    assert found["growing"] is False
-    assert [point["sessions"] for point in found["points"]] == sorted({p["sessions"] for p in found["points"]})
-    assert found["signatures"] <= visits_at_most(128) * VISIT_SIGNATURES
-    assert f"at most {visits_at_most(128) * VISIT_SIGNATURES:,} probes on the real device" in said
 
 
 def test_a_fast_device_signs_no_more_often_than_was_said(tmp_path, capsys):
