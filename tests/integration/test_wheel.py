@@ -46,13 +46,14 @@ def installed(wheels, tmp_path):
     assert not [name for name in root.files() if name.startswith(("libsodium", "libjansson", "gcc", "cc", "ld.", "sh"))]
     environment = {"HOME": "/tmp", "PATH": "/opt/site/bin", "PYTHONPATH": f"/opt/site:{packages}"}
 
-    def run(*arguments, timeout=100):
+    def run(*arguments, timeout=600):
         said = root.run(arguments, environment, timeout)
         assert said.returncode == 0, said.stdout + said.stderr
         return said.stdout
 
     root.add(ROOT / "requirements" / "run.txt", Path("/opt/run.txt"))
-    install = [str(root.python), "-m", "pip", "-q", "install", "--no-index"]
+    # Debian's own Python wants to be told that the root is not its system.
+    install = [str(root.python), "-m", "pip", "-q", "install", "--no-index", "--break-system-packages"]
     run(*install, "--require-hashes", "-r", "/opt/run.txt")  # it is there, so pip asks for nothing
     names = [f"/opt/{wheel.name}" for wheel in wheels]
     run(*install, "--no-deps", "--target", "/opt/site", *names)
