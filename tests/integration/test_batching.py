@@ -333,14 +333,19 @@ async def test_a_patient_caller_makes_no_batch_wait_longer_than_a_request_does(f
 
 
 @pytest.mark.parametrize("open_batch", [True, False])
-async def test_a_task_that_an_application_cancels_leaves_no_caller_waiting(world, tmp_path, open_batch):
+async def test_a_task_that_an_application_cancels_leaves_no_caller_waiting(fresh_token, tmp_path, open_batch):
+    chaos = device(tmp_path, fresh_token)
     rules = {"intervalMs": 60_000 if open_batch else 0, "maxLeaves": 10}
-    async with opened(batching(world, tmp_path, **rules)) as manager:
+    config = chaos.config(stateFile=str(tmp_path / "state.db"), policy={"kinds": KINDS}, batching=rules)
+    async with opened(config) as manager:
+        chaos.fault("C_Sign", "hang", every=1, forever=True)
         batches = manager._batches
         tasks = [start(manager.sign_batched(b"m%d" % i)) for i in range(25 if open_batch else 5)]
         await until(lambda: batches._signing.is_open)
         await batches._signing.close()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        chaos.clear()
+        chaos.release()
         assert {type(one) for one in outcomes} == {RequestCancelled}
         assert all(one.maybe_signed for one in outcomes)
         assert (batches.figures.waiting, batches.figures.messages) == (0, 0)

@@ -203,7 +203,7 @@ async def test_clients_sign_through_takeovers(site, built, tmp_path, deadline): 
 
 @one_loop
 async def test_a_standby_says_which_host_holds_the_epoch(tmp_path, world, postgres):
-    site = Site(tmp_path, world, postgres, "signer-1", "signer-2")
+    site = Site(tmp_path, world, postgres, "signer-1", "signer-2", ttl_ms=60_000)
     async with site, Client(site.addresses) as client:
         assert await client.sign(b"message")  # a host holds it then
         held = await asyncio.to_thread(site.holder)
